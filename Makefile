@@ -1,0 +1,53 @@
+# Verbs. Everything about *what* is built lives in CMakeLists.txt.
+#   make          build              make demo     train clm-60m on real text, start to report
+#   make test     build and test     make san      the tests under ASan + UBSan      make tsan   under TSan
+#   make bench    benchmarks         make format   clang-format                      make lines  how big is it
+#   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
+NATIVE ?= 1
+SAN ?=
+PREFIX ?= /usr/local
+BUILD := build$(if $(SAN),/san-$(firstword $(subst $(comma), ,$(SAN))))
+comma := ,
+FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN)
+ROOMS := tensor autograd nn optim data models convert eval train apps test bench
+CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
+
+.PHONY: all deps configure demo test run-tests san tsan bench format format-check lines install clean
+all: configure
+	@cmake --build $(BUILD) -j$(shell nproc)
+
+configure: deps
+	@cmake -S . -B $(BUILD) $(FLAGS) | grep '^-- llatte' || cmake -S . -B $(BUILD) $(FLAGS)
+
+deps:
+	@scripts/deps
+
+demo: all
+	@scripts/demo
+
+test: all
+	@scripts/run-tests $(BUILD)
+
+san:
+	@$(MAKE) --no-print-directory SAN=address,undefined test
+
+tsan:
+	@$(MAKE) --no-print-directory SAN=thread test
+
+bench: all
+	@scripts/bench $(BUILD) $(OP)
+
+format:
+	@clang-format -i $(CODE)
+
+format-check:
+	@clang-format --dry-run -Werror $(CODE)
+
+lines:
+	@for d in $(ROOMS); do printf '%-10s %6d\n' $$d $$(find $$d -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r cat | wc -l); done
+
+install: all
+	@cmake --install $(BUILD) --prefix $(PREFIX)
+
+clean:
+	rm -rf build

@@ -1,0 +1,51 @@
+// Safetensors files, read by mapping and written atomically. The format: u64 header length, JSON header,
+// tensor bytes. Reading checks every length and offset before use (SPEC of the format: sorted, contiguous, no
+// holes, no duplicates); what does not fit is an Error naming file, tensor and reason.
+#pragma once
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+#include "tensor/tensor.h"
+
+namespace llatte {
+
+// An entry as it stands in the file; dtype is the file's word (F32, BF16, F16, I64, U8, ...).
+struct SafetensorsEntry {
+  std::string dtype;
+  Shape shape;
+  const std::byte* data = nullptr;  // in the mapped file; may be unaligned
+  size_t bytes = 0;
+};
+
+class SafetensorsFile {
+ public:
+  static SafetensorsFile open(const std::filesystem::path& file);
+  // A folder's model.safetensors, or all shards of its model.safetensors.index.json, as one.
+  static SafetensorsFile open_folder(const std::filesystem::path& folder);
+  static SafetensorsFile open_index(const std::filesystem::path& index_file);
+
+  const std::filesystem::path& path() const { return path_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
+  bool has(const std::string& name) const { return entries_.count(name) > 0; }
+  // F32, F16, BF16, F64, I32, I64 (values must fit i32) -> a tensor of dtype t. Throws if there is no such
+  // tensor.
+  Tensor read(const std::string& name, DType t) const;
+  // In the file's own type: F16 widens to f32, I64 to i32.
+  Tensor read(const std::string& name) const;
+
+ private:
+  std::filesystem::path path_;
+  std::map<std::string, std::string> metadata_;
+  std::map<std::string, SafetensorsEntry> entries_;
+  std::vector<std::shared_ptr<const void>> mappings_;
+};
+
+// Writes all tensors (CPU, any strides) under their names: {"format":"pt"} plus `metadata`, header padded to
+// 8 bytes, dtype size descending then name; temp file + fsync + rename.
+void write_safetensors(const std::filesystem::path& file,
+                       const std::vector<std::pair<std::string, Tensor>>& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+}  // namespace llatte

@@ -1,0 +1,56 @@
+// Headerless little-endian token files (.ds): u16 if the vocabulary fits 65536, else u32. Sample i of a file
+// at sequence length S is tokens [i(S+1), (i+1)(S+1)): S inputs and, one later, S targets.
+#pragma once
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+#include "tensor/tensor.h"
+
+namespace llatte {
+
+class TokenFile {
+ public:
+  // Refuses an empty file, one that is no whole number of tokens, and (checked on first touch) ids >=
+  // vocab_size.
+  static TokenFile open(const std::filesystem::path& file, int64_t vocab_size);
+  int64_t size() const { return size_; }  // tokens
+  int32_t operator[](int64_t i) const;
+  int64_t samples(int64_t seq) const { return size_ / (seq + 1); }
+  void copy(int64_t begin, int64_t count, int32_t* out) const;  // checks ids
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  std::shared_ptr<const void> owner_;
+  const std::byte* data_ = nullptr;
+  int64_t size_ = 0, width_ = 2, vocab_size_ = 0;
+};
+
+void write_token_file(const std::filesystem::path& file, const std::vector<int32_t>& ids, int64_t vocab_size);
+
+struct Batch {
+  Tensor tokens, targets;  // i32 [B,S]
+};
+
+// Which sample comes n-th is a pure function of (seed, n): any batch of any step can be made without the ones
+// before, so resuming needs only the number of samples consumed. Weights blend several folders; every epoch
+// is a new shuffle.
+class Loader {
+ public:
+  struct Source {
+    std::vector<TokenFile> files;
+    double weight = 0;  // 0 for all: by number of samples
+  };
+  Loader(std::vector<Source> sources, int64_t seq, uint64_t seed);
+  ~Loader();
+  int64_t samples_per_epoch() const;
+  // Samples [first, first + B). The batch after it is prepared in the background while this one is used.
+  Batch batch(int64_t first, int64_t B);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace llatte

@@ -1,0 +1,71 @@
+// Llama: token embedding, L blocks of x += Attn(RMSNorm(x)), x += SwiGLU(RMSNorm(x)), final RMSNorm, lm_head
+// (tied or not). Covers Llama, Qwen2 (q, k, v biases) and Qwen3 (q/k norms); SPEC of widths is LlamaConfig.
+// Files are in models/hf.h.
+#pragma once
+#include <memory>
+#include <optional>
+#include <vector>
+#include "nn/attention.h"
+#include "nn/kv_cache.h"
+
+namespace llatte {
+
+// llama3 rope_scaling: low frequencies are divided by `factor`, with a smooth passage between the two bounds.
+struct RopeScaling {
+  double factor = 8, low_freq_factor = 1, high_freq_factor = 4;
+  int64_t original_max_position_embeddings = 8192;
+};
+
+struct LlamaConfig {
+  int64_t hidden_size = 0, num_hidden_layers = 0, num_attention_heads = 0, num_key_value_heads = 0,
+          head_dim = 0;
+  int64_t intermediate_size = 0, vocab_size = 0, max_position_embeddings = 2048;
+  double rms_norm_eps = 1e-5, rope_theta = 10000, initializer_range = 0.02;
+  bool tie_word_embeddings = false;
+  bool qkv_bias = false;  // Qwen2
+  bool qk_norm = false;   // Qwen3
+  std::optional<RopeScaling> rope_scaling;
+  std::optional<int64_t> bos_token_id, eos_token_id, pad_token_id;
+
+  void check() const;  // throws one sentence for the first impossible value
+};
+
+// clm-60m clm-200m smollm-135m smollm-360m smollm-1.7b llama2-7b; an unknown name is an Error that lists
+// them.
+LlamaConfig preset(const std::string& name);
+std::vector<std::string> preset_names();
+
+// frequencies f64 [head_dim/2], rope_scaling applied.
+std::vector<double> rope_frequencies(const LlamaConfig& c);
+RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positions, DType acc);
+
+class Llama : public Module {
+ public:
+  Llama(const LlamaConfig& c, DType dtype);  // weights are zero until init() or a load
+  ~Llama() override;
+  // N(0, std) for matrices, 1 for norms, 0 for biases; a pure function of (seed, parameter name), any thread
+  // count.
+  void init(uint64_t seed, double std);
+
+  const LlamaConfig& config() const;
+  DType dtype() const;
+  void set_recompute(bool each_layer);  // recompute blocks in backward: same numbers, less memory
+
+  // tokens i32 [B,T] -> hidden states after the final norm (B,T,D). With a cache, the tokens come after its
+  // contents.
+  Var hidden(const Tensor& tokens_BT, KvCache* cache = nullptr);
+  // (B,T,V), in the model's dtype. For evaluation and decoding; training uses loss().
+  Var logits(const Var& hidden_BTD);
+  // Mean cross-entropy of predicting targets i32 [B,T] (-100: ignored); acc, shape ().
+  Var loss(const Tensor& tokens_BT, const Tensor& targets_BT);
+
+  KvCache make_cache(int64_t B, int64_t S) const;
+  void params(const std::string& prefix,
+              const ParamFn& f) override;  // a tied lm_head is listed once, as the embedding
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace llatte

@@ -1,0 +1,149 @@
+// The table of contents of all device code: one row per kernel.
+//
+// A row promises two functions and makes a third:
+//   cpu::foo      defined in tensor/cpu/<op>.cpp
+//   cuda::foo     defined in tensor/cuda/<op>.cu   (forget it and the CUDA link fails by name)
+//   kernels::foo  checks that all tensors share a device, then calls one of the two
+//
+// Contract of every kernel: tensors are contiguous unless the row says "strided"; outputs are allocated by
+// the caller and overwritten; shapes were checked by the op above. `float` means f32, bf16 or f64, the same
+// for all tensors of a call unless stated; sums over bf16 are taken in f32. "acc" is acc_dtype(x.dtype()):
+// f32 for f32 and bf16, f64 for f64.
+#pragma once
+#include "tensor/tensor.h"
+
+namespace llatte::detail {
+inline void agree(const char* op, const Tensor*& first, const Tensor& t) {
+  if (!t.defined()) return;  // an optional argument left out
+  if (!first) first = &t;
+  LLATTE_CHECK(first->device() == t.device(), op, ": tensors on ", name(first->device()), " and ",
+               name(t.device()));
+}
+template <class Other>
+void agree(const char*, const Tensor*&, const Other&) {}  // scalars have no device
+
+template <class... Args>
+Device common_device(const char* op, const Args&... args) {
+  const Tensor* first = nullptr;
+  (agree(op, first, args), ...);
+  LLATTE_CHECK(first, op, ": kernel called without a tensor");
+  return first->device();
+}
+}  // namespace llatte::detail
+
+namespace llatte {
+struct AdamWStep {
+  double lr, beta1, beta2, eps, weight_decay;
+  double grad_scale;  // multiplies the gradient first (clipping)
+  int64_t t;          // counts from 1: the bias correction is 1 - beta^t
+};
+struct SampleRule {
+  double temperature = 1, top_p = 1, min_p = 0;
+  int64_t top_k = 0;
+};
+}  // namespace llatte
+
+#ifdef LLATTE_CUDA
+#define LLATTE_ON_CUDA(op, call) return call
+#else
+#define LLATTE_ON_CUDA(op, call) LLATTE_FAIL(#op ": this build has no CUDA (make CUDA=1)")
+#endif
+
+#define LLATTE_KERNEL(name, ...)                                       \
+  namespace llatte::cpu {                                              \
+  void name(__VA_ARGS__);                                              \
+  }                                                                    \
+  namespace llatte::cuda {                                             \
+  void name(__VA_ARGS__);                                              \
+  }                                                                    \
+  namespace llatte::kernels {                                          \
+  template <class... A>                                                \
+  void name(A&&... a) {                                                \
+    if (::llatte::detail::common_device(#name, a...) == Device::cpu)   \
+      return ::llatte::cpu::name(std::forward<A>(a)...);               \
+    LLATTE_ON_CUDA(name, ::llatte::cuda::name(std::forward<A>(a)...)); \
+  }                                                                    \
+  }
+
+// clang-format off
+// ---- moving numbers -------------------------------------------------------------------------------------- copy.cpp
+// y := x, converted to y's dtype. Strided on both sides, any dtypes.
+LLATTE_KERNEL(copy, const Tensor& x, Tensor& y)
+LLATTE_KERNEL(fill, Tensor& y, double value)
+
+// ---- elementwise, any shape; y may be one of the inputs ------------------------------------------- elementwise.cpp
+LLATTE_KERNEL(add, const Tensor& a, const Tensor& b, Tensor& y)
+LLATTE_KERNEL(mul, const Tensor& a, const Tensor& b, Tensor& y)
+LLATTE_KERNEL(scale, const Tensor& x, double factor, Tensor& y)
+// y *= factor[0]; factor is f32 or f64 [1] and stays on the device.
+LLATTE_KERNEL(scale_by, const Tensor& factor, Tensor& y)
+// sum += x, where sum may be wider (x bf16, sum f32).
+LLATTE_KERNEL(accumulate, const Tensor& x, Tensor& sum)
+// y_ND = x_ND + b_D;  sum_D (acc) = sum over N of x_ND.
+LLATTE_KERNEL(add_bias, const Tensor& x, const Tensor& b, Tensor& y)
+LLATTE_KERNEL(sum_rows, const Tensor& x, Tensor& sum)
+
+// ---- matrix product ------------------------------------------------------------------------------------ matmul.cpp
+// c := a b + beta c, beta 0 or 1.  a (..,M,K), b (..,K,N), c (..,M,N); ndim 2 or 3, a batch of 1 broadcasts.
+// Strided: a, b, c may be views whose last two dimensions are row- or column-major (so a transpose() costs nothing).
+// a and b share a dtype; c has it too, or is acc (bf16 products into f32).
+LLATTE_KERNEL(matmul, const Tensor& a, const Tensor& b, Tensor& c, double beta)
+
+// ---- embedding -------------------------------------------------------------------------------------- embedding.cpp
+// y_ND = w_VD[ids_N];  dw_VD (acc) = sum of dy_ND over the positions of each id, in ascending order of position.
+// An id outside [0,V) is an error that names it.
+LLATTE_KERNEL(embedding_fwd, const Tensor& ids, const Tensor& w, Tensor& y)
+LLATTE_KERNEL(embedding_bwd, const Tensor& dy, const Tensor& ids, Tensor& dw)
+
+// ---- RMSNorm ----------------------------------------------------------------------------------------- rms_norm.cpp
+// y_ND = x_ND * r_N * w_D, r = 1/sqrt(mean_D(x^2) + eps) (acc), saved for the backward.  arXiv 1910.07467
+LLATTE_KERNEL(rms_norm_fwd, const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r)
+LLATTE_KERNEL(rms_norm_bwd, const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& r, Tensor& dx, Tensor& dw /*acc*/)
+
+// ---- RoPE ------------------------------------------------------------------------------------------------ rope.cpp
+// Rotates pair p, dims (p, p + P), of every head by the angle of (position, frequency): x, y (N,H,2P).
+// cos, sin: acc [S,F], row = position, column = frequency; pos: i32 [N], in [0,S).
+// pairs: i32 [H,P], the column that pair p of head h turns with, -1: not rotated; undefined: column p for every head.
+// inverse: by the opposite angle, which is also the backward. y may be x.  arXiv 2104.09864, half-split layout
+LLATTE_KERNEL(rope, const Tensor& x, const Tensor& cos, const Tensor& sin, const Tensor& pos, const Tensor& pairs, bool inverse, Tensor& y)
+
+// ---- attention -------------------------------------------------------------------------------------- attention.cpp
+// Causal softmax attention with grouped heads, tiled with an online softmax (arXiv 2205.14135): no [T,S] tensor.
+// q (B,T,H,E), k (B,S,K,E), v (B,S,K,F), o (B,T,H,F), lse acc [B,H,T]; query t sees keys s <= t + (S - T).
+// k and v may be strided in dimension 0 and 1 (a cache); H is a multiple of K.
+LLATTE_KERNEL(attention_fwd, const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& o, Tensor& lse)
+LLATTE_KERNEL(attention_bwd, const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o, const Tensor& lse,
+              double scale, Tensor& dq, Tensor& dk, Tensor& dv)
+
+// ---- SwiGLU -------------------------------------------------------------------------------------------- swiglu.cpp
+// y = silu(gate) * up, silu(z) = z / (1 + exp(-z)).  arXiv 2002.05202
+LLATTE_KERNEL(swiglu_fwd, const Tensor& gate, const Tensor& up, Tensor& y)
+LLATTE_KERNEL(swiglu_bwd, const Tensor& dy, const Tensor& gate, const Tensor& up, Tensor& dgate, Tensor& dup)
+
+// ---- softmax ------------------------------------------------------------------------------------------ softmax.cpp
+// Over the last dimension.
+LLATTE_KERNEL(softmax_fwd, const Tensor& x, Tensor& y)
+LLATTE_KERNEL(softmax_bwd, const Tensor& dy, const Tensor& y, Tensor& dx)
+
+// ---- loss ------------------------------------------------------------------------------- linear_cross_entropy.cpp
+// losses_N (acc) = -log softmax(x_ND w_VD^T)[target_N], 0 where target == ignore_index. Logits exist for a chunk of rows
+// at a time only. If dx is defined: dx_ND, and if dw is: dw_VD (acc), of the MEAN loss over the rows not ignored.
+LLATTE_KERNEL(linear_cross_entropy, const Tensor& x, const Tensor& w, const Tensor& targets, int32_t ignore_index, Tensor& losses,
+              Tensor& dx, Tensor& dw)
+
+// ---- optimizer ------------------------------------------------------------------------------------------- adamw.cpp
+// One AdamW step (arXiv 1711.05101). g, m, v, master: acc; master undefined: w itself is acc. w := master, rounded.
+LLATTE_KERNEL(adamw, Tensor& w, const Tensor& g, Tensor& m, Tensor& v, Tensor& master, const AdamWStep& s)
+// out (f64 [1]) = sum of squares, fixed order.
+LLATTE_KERNEL(sum_squares, const Tensor& x, Tensor& out)
+
+// ---- random numbers --------------------------------------------------------------------------------------- random.cpp
+// Philox4x32-10: element i of stream `stream` under `seed` is the same on every device and thread count.
+LLATTE_KERNEL(random_normal, uint64_t seed, uint64_t stream, double mean, double std, Tensor& y)
+LLATTE_KERNEL(random_uniform, uint64_t seed, uint64_t stream, Tensor& y)  // in [0,1)
+
+// ---- sampling ------------------------------------------------------------------------------------------- sample.cpp
+// ids_N (i32) from logits_NV (acc): temperature 0 = argmax (lowest id on a tie); else keep the top_k (0: all), then the
+// smallest set with probability >= top_p, then those with p >= min_p * p_max; pick by inverse CDF at u_N (acc, [0,1)).
+LLATTE_KERNEL(sample, const Tensor& logits, const Tensor& u, const SampleRule& rule, Tensor& ids)
+// clang-format on
