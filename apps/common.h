@@ -1,0 +1,111 @@
+// What all programs share: the options every one has, and the one way out of main.
+//
+//   int main(int argc, char** argv) {
+//     llatte::App app("tokenize", "Text in, token files out.", "tokenize book.txt --tokenizer DIR --out
+//     book.ds"); std::string out; app.cli.add_option("--out", out, "token file to write"); return
+//     app.run(argc, argv, [&] { ...; if (app.json) app.print_json({{"tokens", n}}); });
+//   }
+//
+// Laws: exit code 0 done, 1 failed, 2 wrong usage; a failure is one sentence on stderr, "llatte-<app>: ...";
+// stdout carries results only, and a result that could not be written is a failure.
+#pragma once
+#include <omp.h>
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include "tensor/check.h"
+#include "tensor/device.h"
+
+namespace llatte {
+
+// Thrown by an app's body when the options make no sense together: exit code 2, not 1.
+class UsageError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class App {
+ public:
+  App(const std::string& app_name, const std::string& what, const std::string& example)
+      : cli(what, "llatte-" + app_name), name_(app_name) {
+    cli.footer("\nExample:\n  " + example);
+    cli.fallthrough();  // subcommands accept the common options too
+    cli.add_option("--device", device_word_, "cpu or cuda[:N]")->capture_default_str();
+    cli.add_option("--threads", threads_, "CPU threads (default: OMP_NUM_THREADS or all cores)")
+        ->check(CLI::Range(1, 4096));
+    cli.add_flag("--json", json, "the last line of stdout is one JSON object");
+  }
+
+  template <class Body>
+  int run(int argc, char** argv, Body body) {
+    try {
+      cli.parse(argc, argv);
+      apply_common();
+      body();
+      std::cout.flush();
+      LLATTE_CHECK(std::cout.good(), "stdout: the result could not be written");
+      return 0;
+    } catch (const CLI::Success& e) {
+      return cli.exit(e);  // --help
+    } catch (const CLI::ParseError& e) {
+      return say(2, std::string(e.what()) + " (see --help)");
+    } catch (const UsageError& e) {
+      return say(2, std::string(e.what()) + " (see --help)");
+    } catch (const std::bad_alloc&) {
+      return say(1, "out of memory");
+    } catch (const std::exception& e) {
+      return say(1, e.what());
+    }
+  }
+
+  // One line; text that is not UTF-8 (a path, say) is printed with U+FFFD rather than refused.
+  void print_json(const nlohmann::ordered_json& object) const {
+    std::cout << object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n';
+  }
+
+  CLI::App cli;
+  Device device = Device::cpu;  // valid inside the body
+  bool json = false;
+
+ private:
+  int say(int code, std::string sentence) const {
+    std::replace(sentence.begin(), sentence.end(), '\n', ' ');
+    std::cout.flush();
+    std::cerr << "llatte-" << name_ << ": " << sentence << std::endl;
+    return code;
+  }
+
+  void apply_common() {
+    if (threads_ > 0) omp_set_num_threads(threads_);
+    if (device_word_ == "cpu") return;
+    const std::string number = device_word_.substr(0, 5) == "cuda:" ? device_word_.substr(5) : "";
+    const bool digits =
+        !number.empty() && number.size() < 4 &&
+        std::all_of(number.begin(), number.end(), [](char c) { return c >= '0' && c <= '9'; });
+    if (device_word_ != "cuda" && !digits)
+      throw UsageError("--device " + device_word_ + " is neither cpu nor cuda nor cuda:N");
+    use_cuda(digits ? std::stoul(number) : 0);
+  }
+
+  // The process works on one GPU and sees only that one: the driver reads the variable at its first call.
+  void use_cuda([[maybe_unused]] size_t index) {
+#ifdef LLATTE_CUDA
+    const char* set = std::getenv("CUDA_VISIBLE_DEVICES");
+    std::vector<std::string> ids = set ? CLI::detail::split(set, ',') : std::vector<std::string>{};
+    LLATTE_CHECK(!set || index < ids.size(), "--device ", device_word_, ": CUDA_VISIBLE_DEVICES lists only ",
+                 ids.size(), " devices");
+    setenv("CUDA_VISIBLE_DEVICES", set ? ids[index].c_str() : std::to_string(index).c_str(), 1);
+    device = Device::cuda;
+#else
+    LLATTE_FAIL("--device ", device_word_, ": this build has no CUDA (make CUDA=1)");
+#endif
+  }
+
+  std::string name_, device_word_ = "cpu";
+  int threads_ = 0;
+};
+
+}  // namespace llatte
