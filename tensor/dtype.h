@@ -12,8 +12,13 @@ enum class DType { f32, bf16, f64, i32 };
 
 inline size_t size_of(DType t) { return t == DType::bf16 ? 2 : t == DType::f64 ? 8 : 4; }
 inline const char* name(DType t) {
-  constexpr const char* names[] = {"f32", "bf16", "f64", "i32"};
-  return names[static_cast<int>(t)];
+  switch (t) {
+    case DType::f32: return "f32";
+    case DType::bf16: return "bf16";
+    case DType::f64: return "f64";
+    case DType::i32: break;
+  }
+  return "i32";
 }
 inline bool is_float(DType t) { return t != DType::i32; }
 // The type in which sums over `t` are taken and gradients of parameters are kept.
