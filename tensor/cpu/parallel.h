@@ -1,0 +1,26 @@
+// The two loops of the CPU kernels. A loop over numbers or rows is shared out among the threads in equal,
+// contiguous parts, and only when the work pays for waking them. Law: what one index computes depends on that
+// index alone, so the result is the same for every number of threads.
+#pragma once
+#include <cstdint>
+
+namespace llatte::cpu {
+
+constexpr int64_t kParallelFrom = int64_t(1) << 15;  // numbers touched; below, waking threads costs more
+
+// f(i) for i in [0, n), vectorised: f is free of branches and touches no other index.
+template <class F>
+void for_each(int64_t n, F f) {
+// firstprivate: the pointers f holds stay in registers, whatever the stores may alias.
+#pragma omp parallel for simd schedule(static) firstprivate(f) if (n > kParallelFrom)
+  for (int64_t i = 0; i < n; ++i) f(i);
+}
+
+// f(row) for row in [0, rows), each of about `width` numbers.
+template <class F>
+void for_rows(int64_t rows, int64_t width, F f) {
+#pragma omp parallel for schedule(static) firstprivate(f) if (rows > 1 && rows * width > kParallelFrom)
+  for (int64_t r = 0; r < rows; ++r) f(r);
+}
+
+}  // namespace llatte::cpu
