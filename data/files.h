@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 namespace llatte {
 
@@ -15,6 +16,27 @@ struct MappedFile {
   std::shared_ptr<const void> owner;
 };
 MappedFile map_file(const std::filesystem::path& file);
+
+// A file written piece by piece under a temporary name beside `file`. commit() makes it durable and gives it
+// its name by one rename; without commit() the destructor removes it, and `file` is as it was.
+class AtomicFile {
+ public:
+  explicit AtomicFile(const std::filesystem::path& file);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+  void write(const void* data, size_t bytes);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  void commit();  // flush, fsync, rename, fsync of the folder
+
+ private:
+  void flush();
+  void put(const char* data, size_t bytes);
+  std::filesystem::path file_, temp_;
+  int fd_ = -1;
+  std::string buffer_;
+};
+
 // temp file beside it, write, fsync, rename, fsync of the folder.
 void write_file_atomic(const std::filesystem::path& file, std::string_view contents);
 void fsync_path(const std::filesystem::path& file_or_folder);

@@ -4,7 +4,9 @@
 #pragma once
 #include <filesystem>
 #include <map>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 #include "tensor/tensor.h"
 
@@ -22,6 +24,9 @@ class SafetensorsFile {
  public:
   static SafetensorsFile open(const std::filesystem::path& file);
   // A folder's model.safetensors, or all shards of its model.safetensors.index.json, as one.
+  // Shards are plain file names beside the index, and each must hold the tensors it is said to; tensors the
+  // weight_map does not name are left out. A wrong total_size is one warning line on stderr, no error:
+  // it is bookkeeping that published checkpoints often have wrong, and no reader depends on it.
   static SafetensorsFile open_folder(const std::filesystem::path& folder);
   static SafetensorsFile open_index(const std::filesystem::path& index_file);
 
@@ -29,10 +34,10 @@ class SafetensorsFile {
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const std::map<std::string, SafetensorsEntry>& entries() const { return entries_; }
   bool has(const std::string& name) const { return entries_.count(name) > 0; }
-  // F32, F16, BF16, F64, I32, I64 (values must fit i32) -> a tensor of dtype t. Throws if there is no such
-  // tensor.
+  // F32, F16, BF16, F64, I32, U8, I64 (values must fit i32) -> a new tensor of dtype t, safe to write to.
+  // Floats are not read as i32. Throws if there is no such tensor.
   Tensor read(const std::string& name, DType t) const;
-  // In the file's own type: F16 widens to f32, I64 to i32.
+  // In the file's own type: F16 widens to f32, I64 and U8 to i32.
   Tensor read(const std::string& name) const;
 
  private:
@@ -43,9 +48,19 @@ class SafetensorsFile {
 };
 
 // Writes all tensors (CPU, any strides) under their names: {"format":"pt"} plus `metadata`, header padded to
-// 8 bytes, dtype size descending then name; temp file + fsync + rename.
+// 8 bytes, dtype descending (F64, F32, I32, BF16) then name: byte for byte what the safetensors library
+// writes. Temp file + fsync + rename.
 void write_safetensors(const std::filesystem::path& file,
                        const std::vector<std::pair<std::string, Tensor>>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
+
+// The same for types a Tensor cannot have (U8, F16, ...): `data` is little-endian, row-major.
+struct RawTensor {
+  std::string name, dtype;
+  Shape shape;
+  std::string data;
+};
+void write_safetensors_raw(const std::filesystem::path& file, const std::vector<RawTensor>& tensors,
+                           const std::map<std::string, std::string>& metadata = {});
 
 }  // namespace llatte
