@@ -9,6 +9,12 @@ namespace {
 
 thread_local bool recording = true;
 
+struct Recording {  // sets the switch for one scope
+  explicit Recording(bool on) : before(recording) { recording = on; }
+  ~Recording() { recording = before; }
+  const bool before;
+};
+
 uint64_t next_seq() {
   static std::atomic<uint64_t> n{0};
   return ++n;
@@ -115,6 +121,23 @@ NoGrad::NoGrad() : before_(recording) { recording = false; }
 NoGrad::~NoGrad() { recording = before_; }
 bool grad_enabled() { return recording; }
 
+namespace {
+
+// Gradient of <f(x), dy> in x's own dtype, as the node of x would have received it (a leaf would widen bf16).
+// Those of f's parameters go to their leaves.
+Tensor backward_through(const std::function<Var(const Var&)>& f, const Tensor& x, const Tensor& dy) {
+  const Recording on(true);
+  Tensor dx;
+  const Var inner = record("recompute", x, {leaf(x)}, [&dx](const Tensor& d) -> Grads {
+    dx = d;
+    return {Tensor()};
+  });
+  if (const Var y = f(inner); y.node) backward(y, dy);
+  return dx;
+}
+
+}  // namespace
+
 Var recompute(std::function<Var(const Var&)> f, const Var& x) {
   if (!recording) return f(x);
   Tensor y;
@@ -124,12 +147,9 @@ Var recompute(std::function<Var(const Var&)> f, const Var& x) {
   }
   // f's parameters want gradients even where x does not, so there is always a node to start from.
   const Var start = x.node ? x : leaf(x.value);
-  return record("recompute", std::move(y), {start},
-                [f = std::move(f), xv = x.value](const Tensor& dy) -> Grads {
-                  const Var inner = leaf(xv);
-                  backward(f(inner), dy);
-                  return {inner.grad()};
-                });
+  return record(
+      "recompute", std::move(y), {start},
+      [f = std::move(f), xv = x.value](const Tensor& dy) -> Grads { return {backward_through(f, xv, dy)}; });
 }
 
 }  // namespace llatte
