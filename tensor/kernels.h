@@ -144,6 +144,6 @@ LLATTE_KERNEL(random_uniform, uint64_t seed, uint64_t stream, Tensor& y)  // in 
 
 // ---- sampling ------------------------------------------------------------------------------------------- sample.cpp
 // ids_N (i32) from logits_NV (acc): temperature 0 = argmax (lowest id on a tie); else keep the top_k (0: all), then the
-// smallest set with probability >= top_p, then those with p >= min_p * p_max; pick by inverse CDF at u_N (acc, [0,1)).
+// smallest set with probability >= top_p, then those with p >= min_p * p_max; pick by inverse CDF, ids ascending, at u_N (acc, [0,1)).
 LLATTE_KERNEL(sample, const Tensor& logits, const Tensor& u, const SampleRule& rule, Tensor& ids)
 // clang-format on
