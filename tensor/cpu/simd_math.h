@@ -1,15 +1,20 @@
-// exp that vectorises. glibc's libmvec has vector versions of expf; g++ uses them in a `#pragma omp simd`
-// loop once the declaration says that they exist, which <cmath> says only under -ffast-math. Values agree
-// with expf to 4 ulp; infinities and NaN come out as from expf.
+// exp in vectorised loops. glibc keeps vector versions of the mathematical functions in libmvec (at most 4
+// ulp off), but tells the compiler of them only under -ffast-math, which would also let it assume that there
+// are no NaNs. So the declarations are repeated here with the pragma that says "a vector version exists":
+// inside
+// `#pragma omp simd`, expf becomes _ZGVeN16v_expf with AVX-512, _ZGVdN8v_expf with AVX2. NaN and infinity
+// come through: exp(NaN) = NaN, exp(inf) = inf, exp(-inf) = 0. Elsewhere the scalar functions do the work.
 #pragma once
 #include <cmath>
 
+#if defined(__x86_64__) && defined(__GLIBC__)
 extern "C" {
 #pragma omp declare simd notinbranch
 float expf(float) noexcept;
 #pragma omp declare simd notinbranch
 double exp(double) noexcept;
 }
+#endif
 
 namespace llatte::cpu {
 
