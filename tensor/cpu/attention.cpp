@@ -163,9 +163,9 @@ void forward_tile(const Sizes& z, const ForwardTiles<A>& t, Head<const T> q, Hea
 }
 
 template <class T>
-void forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& o, Tensor& lse) {
+void forward_tiles(const Sizes& z, const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& o,
+                   Tensor& lse) {
   using A = acc_t<T>;
-  const Sizes z = sizes_of(q, k, v);
   const int64_t tiles = (z.T + kTile - 1) / kTile;
 #pragma omp parallel if (z.B * z.H * tiles > 1)
   {
@@ -179,6 +179,63 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Te
                          head_of<T>(o, b, h), lse.data<A>() + bh * z.T);
     }
   }
+}
+
+// ---- decoding: few queries, where tiles of 64 would be mostly empty. One query of one head over its keys; p
+// is [S].
+template <class T, class A>
+void forward_row(Head<const T> k, Head<const T> v, const T* q, int64_t seen, A scale, A* p, A* sums, T* o,
+                 A* lse) {
+  A top = -std::numeric_limits<A>::infinity(), total = 0;
+  for (int64_t s = 0; s < seen; ++s) {
+    const T* ks = k.data + s * k.row;
+    A dot = 0;
+#pragma omp simd reduction(+ : dot)
+    for (int64_t e = 0; e < k.width; ++e) dot += A(q[e]) * A(ks[e]);
+    p[s] = dot * scale;
+    top = std::max(top, p[s]);
+  }
+#pragma omp simd reduction(+ : total)
+  for (int64_t s = 0; s < seen; ++s) {
+    p[s] = simd_exp(p[s] - top);
+    total += p[s];
+  }
+  std::fill(sums, sums + v.width, A(0));
+  for (int64_t s = 0; s < seen; ++s) {
+    const T* vs = v.data + s * v.row;
+#pragma omp simd
+    for (int64_t f = 0; f < v.width; ++f) sums[f] += p[s] * A(vs[f]);
+  }
+  for (int64_t f = 0; f < v.width; ++f) o[f] = T(sums[f] / total);
+  *lse = top + std::log(total);
+}
+
+template <class T>
+void forward_rows(const Sizes& z, const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& o,
+                  Tensor& lse) {
+  using A = acc_t<T>;
+#pragma omp parallel if (z.B * z.H * z.S * (z.E + z.F) > (1 << 16))
+  {
+    Scratch<A> scratch(padded<A>(z.S) + padded<A>(z.F));
+    A *p = scratch.take(z.S), *sums = scratch.take(z.F);
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < z.B * z.H * z.T; ++item) {
+      const int64_t bh = item / z.T, t = item % z.T, b = bh / z.H, h = bh % z.H, kv = z.kv_head(h);
+      const Head<const T> qh = head_of<T>(q, b, h);
+      const Head<T> oh = head_of<T>(o, b, h);
+      forward_row<T, A>(head_of<T>(k, b, kv), head_of<T>(v, b, kv), qh.data + t * qh.row, z.visible(t),
+                        A(scale), p, sums, oh.data + t * oh.row, lse.data<A>() + bh * z.T + t);
+    }
+  }
+}
+
+constexpr int64_t kFewQueries = 4;  // up to here rows are faster than tiles
+
+template <class T>
+void forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& o, Tensor& lse) {
+  const Sizes z = sizes_of(q, k, v);
+  z.T <= kFewQueries ? forward_rows<T>(z, q, k, v, scale, o, lse)
+                     : forward_tiles<T>(z, q, k, v, scale, o, lse);
 }
 
 // ---- backward: one head, all its queries
