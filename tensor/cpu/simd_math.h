@@ -1,9 +1,8 @@
 // exp in vectorised loops. glibc keeps vector versions of the mathematical functions in libmvec (at most 4
 // ulp off), but tells the compiler of them only under -ffast-math, which would also let it assume that there
-// are no NaNs. So the declarations are repeated here with the pragma that says "a vector version exists":
-// inside
-// `#pragma omp simd`, expf becomes _ZGVeN16v_expf with AVX-512, _ZGVdN8v_expf with AVX2. NaN and infinity
-// come through: exp(NaN) = NaN, exp(inf) = inf, exp(-inf) = 0. Elsewhere the scalar functions do the work.
+// are no NaNs. So the declarations are repeated here with the pragma that says "a vector version exists": in
+// a simd loop, expf becomes _ZGVeN16v_expf with AVX-512, _ZGVdN8v_expf with AVX2. NaN and infinity come
+// through: exp(NaN) = NaN, exp(inf) = inf, exp(-inf) = 0. Elsewhere the scalar functions do the work.
 #pragma once
 #include <cmath>
 
