@@ -26,9 +26,13 @@ struct LlamaConfig {
   bool qk_norm = false;   // Qwen3
   std::optional<RopeScaling> rope_scaling;
   std::optional<int64_t> bos_token_id, eos_token_id, pad_token_id;
+  std::vector<int64_t> more_eos_token_ids;  // Llama 3 ends a turn in several ways; eos_token_id is the first
 
   void check() const;  // throws one sentence for the first impossible value
 };
+
+// Exact, without building the model; an Error beyond 10^18.
+int64_t param_count(const LlamaConfig& c);
 
 // clm-60m clm-200m smollm-135m smollm-360m smollm-1.7b llama2-7b; an unknown name is an Error that lists
 // them.

@@ -1,0 +1,308 @@
+// Hugging Face folders. Reading trusts nothing: every field of config.json that would change what the model
+// computes is either honoured or refused by name, and the list of tensors must be exactly the model's.
+#include "models/hf.h"
+#include <algorithm>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include "data/files.h"
+#include "data/safetensors.h"
+
+namespace llatte {
+namespace {
+
+using json = nlohmann::json;
+
+std::string shown(const json& v) { return v.dump(-1, ' ', false, json::error_handler_t::replace); }
+
+// config.json, field by field. A field that is absent or null takes its default.
+class Fields {
+ public:
+  Fields(const json& object, std::string where) : object_(object), where_(std::move(where)) {
+    LLATTE_CHECK(object_.is_object(), where_, " must be a JSON object, it is ", shown(object_).substr(0, 80));
+  }
+
+  bool has(const char* key) const { return object_.contains(key) && !object_.at(key).is_null(); }
+  const json& at(const char* key) const { return object_.at(key); }
+
+  int64_t integer(const char* key) const {
+    LLATTE_CHECK(has(key), where_, ": ", key, " is missing");
+    return integer_of(key, object_.at(key));
+  }
+  int64_t integer(const char* key, int64_t otherwise) const { return has(key) ? integer(key) : otherwise; }
+
+  double number(const char* key, double otherwise) const {
+    if (!has(key)) return otherwise;
+    LLATTE_CHECK(object_.at(key).is_number(), where_, ": ", key, " is ", shown(object_.at(key)),
+                 ", expected a number");
+    return object_.at(key).get<double>();
+  }
+
+  bool flag(const char* key, bool otherwise) const {
+    if (!has(key)) return otherwise;
+    LLATTE_CHECK(object_.at(key).is_boolean(), where_, ": ", key, " is ", shown(object_.at(key)),
+                 ", expected true or false");
+    return object_.at(key).get<bool>();
+  }
+
+  std::string text(const char* key, const std::string& otherwise) const {
+    if (!has(key)) return otherwise;
+    LLATTE_CHECK(object_.at(key).is_string(), where_, ": ", key, " is ", shown(object_.at(key)),
+                 ", expected a string");
+    return object_.at(key).get<std::string>();
+  }
+
+  // Token ids may be one number or a list; a negative one means there is none.
+  std::vector<int64_t> ids(const char* key) const {
+    std::vector<int64_t> r;
+    if (!has(key)) return r;
+    const json& v = object_.at(key);
+    for (const json& id : v.is_array() ? v : json::array({v}))
+      if (const int64_t n = integer_of(key, id); n >= 0) r.push_back(n);
+    return r;
+  }
+
+  const std::string& where() const { return where_; }
+
+ private:
+  int64_t integer_of(const char* key, const json& v) const {
+    const bool fits =
+        v.is_number_integer() && !(v.is_number_unsigned() && v.get<uint64_t>() > uint64_t(INT64_MAX));
+    LLATTE_CHECK(fits, where_, ": ", key, " is ", shown(v), ", expected an integer");
+    return v.get<int64_t>();
+  }
+
+  const json& object_;
+  std::string where_;
+};
+
+json parse_json(const std::filesystem::path& file) {
+  try {
+    return json::parse(read_file(file));
+  } catch (const json::exception& e) {
+    LLATTE_FAIL(file.string(), ": not valid JSON: ", e.what());
+  }
+}
+
+enum class Family { llama, qwen2, qwen3 };
+
+Family family_of(const Fields& f) {
+  std::string word = f.text("model_type", "");
+  if (f.has("architectures")) {
+    const json& list = f.at("architectures");
+    LLATTE_CHECK(list.is_array() && list.size() == 1 && list[0].is_string(), f.where(), ": architectures is ",
+                 shown(list), ", expected a list of one name");
+    word = list[0].get<std::string>();
+  }
+  if (word == "LlamaForCausalLM" || word == "llama") return Family::llama;
+  if (word == "Qwen2ForCausalLM" || word == "qwen2") return Family::qwen2;
+  if (word == "Qwen3ForCausalLM" || word == "qwen3") return Family::qwen3;
+  LLATTE_FAIL(f.where(), ": architecture '", word,
+              "' is not supported; have LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM");
+}
+
+// Fields whose only honoured value is the one given: anything else would change the numbers.
+void refuse_unsupported(const Fields& f) {
+  const std::string act = f.text("hidden_act", "silu");
+  LLATTE_CHECK(act == "silu", f.where(), ": hidden_act '", act, "' is not supported, only silu");
+  for (const char* key : {"attention_bias", "mlp_bias", "use_sliding_window"})
+    LLATTE_CHECK(!f.flag(key, false), f.where(), ": ", key, " true is not supported, only false");
+  const double rotary = f.number("partial_rotary_factor", 1);
+  LLATTE_CHECK(rotary == 1, f.where(), ": partial_rotary_factor ", rotary, " is not supported, only 1");
+  LLATTE_CHECK(!f.has("quantization_config"), f.where(),
+               ": quantization_config is not supported; save the model in f32, f16 or bf16");
+}
+
+// rope_scaling, or the rope_parameters of transformers 5, which also hold rope_theta.
+void read_rope(const Fields& f, LlamaConfig& c) {
+  c.rope_theta = f.number("rope_theta", c.rope_theta);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!f.has(key)) continue;
+    const Fields r(f.at(key), f.where() + ": " + key);
+    c.rope_theta = r.number("rope_theta", c.rope_theta);
+    const std::string type = r.text("rope_type", r.text("type", "default"));
+    if (type == "default") continue;
+    LLATTE_CHECK(type == "llama3", f.where(), ": ", key, " type '", type,
+                 "' is not supported; have default, llama3");
+    for (const char* needed : {"factor", "low_freq_factor", "high_freq_factor"})
+      LLATTE_CHECK(r.has(needed), r.where(), ": ", needed, " is missing");
+    c.rope_scaling =
+        RopeScaling{r.number("factor", 0), r.number("low_freq_factor", 0), r.number("high_freq_factor", 0),
+                    r.integer("original_max_position_embeddings")};
+  }
+}
+
+void read_sizes(const Fields& f, LlamaConfig& c) {
+  c.hidden_size = f.integer("hidden_size");
+  c.num_hidden_layers = f.integer("num_hidden_layers");
+  c.num_attention_heads = f.integer("num_attention_heads");
+  c.num_key_value_heads = f.integer("num_key_value_heads", c.num_attention_heads);
+  c.intermediate_size = f.integer("intermediate_size");
+  c.vocab_size = f.integer("vocab_size");
+  c.max_position_embeddings = f.integer("max_position_embeddings", c.max_position_embeddings);
+  if (f.has("head_dim")) {
+    c.head_dim = f.integer("head_dim");
+    return;
+  }
+  LLATTE_CHECK(c.num_attention_heads > 0 && c.hidden_size % c.num_attention_heads == 0, f.where(),
+               ": head_dim is missing and hidden_size ", c.hidden_size,
+               " is not a multiple of num_attention_heads ", c.num_attention_heads);
+  c.head_dim = c.hidden_size / c.num_attention_heads;
+}
+
+void read_token_ids(const Fields& f, LlamaConfig& c) {
+  const auto first = [&](const char* key) -> std::optional<int64_t> {
+    const auto ids = f.ids(key);
+    return ids.empty() ? std::nullopt : std::optional(ids[0]);
+  };
+  c.bos_token_id = first("bos_token_id"), c.eos_token_id = first("eos_token_id");
+  c.pad_token_id = first("pad_token_id");
+  const auto eos = f.ids("eos_token_id");
+  if (eos.size() > 1) c.more_eos_token_ids.assign(eos.begin() + 1, eos.end());
+}
+
+const char* torch_name(DType t) {
+  return t == DType::bf16 ? "bfloat16" : t == DType::f64 ? "float64" : "float32";
+}
+
+std::map<std::string, Var*> params_by_name(Llama& model) {
+  std::map<std::string, Var*> r;
+  model.params("", [&](const std::string& name, Var& p) { r[name] = &p; });
+  return r;
+}
+
+// The one tensor a tied model may bring along: the head, if it is the embedding again.
+bool is_tied_copy(const std::string& name, const LlamaConfig& c, const SafetensorsFile& file) {
+  if (!c.tie_word_embeddings || name != "lm_head.weight" || !file.has("model.embed_tokens.weight"))
+    return false;
+  const SafetensorsEntry &head = file.entries().at(name),
+                         &embedding = file.entries().at("model.embed_tokens.weight");
+  return head.dtype == embedding.dtype && head.shape == embedding.shape &&
+         std::memcmp(head.data, embedding.data, head.bytes) == 0;
+}
+
+// What older checkpoints store besides parameters.
+bool is_buffer(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
+
+void check_tensors(const std::map<std::string, Var*>& wanted, const SafetensorsFile& file,
+                   const LlamaConfig& c, const std::filesystem::path& folder) {
+  std::string complaints;
+  const auto complain = [&](const auto&... parts) {
+    complaints += (complaints.empty() ? "" : "; ") + str(parts...);
+  };
+  for (const auto& [name, p] : wanted) {
+    if (!file.has(name)) complain(name, " is missing");
+    else if (const Shape& s = file.entries().at(name).shape; s != p->shape())
+      complain(name, " is ", s, ", config.json asks for ", p->shape());
+  }
+  for (const auto& [name, entry] : file.entries()) {
+    if (wanted.count(name) || is_buffer(name) || is_tied_copy(name, c, file)) continue;
+    if (c.tie_word_embeddings && name == "lm_head.weight")
+      complain(name, " differs from model.embed_tokens.weight although tie_word_embeddings is true");
+    else complain(name, " is not part of this model");
+  }
+  LLATTE_CHECK(complaints.empty(), folder.string(), ": the weights do not fit config.json: ", complaints);
+}
+
+// A config.json that asks for far more than the files hold is refused before memory is asked for.
+void check_plausible(const LlamaConfig& c, const SafetensorsFile& file, const std::filesystem::path& folder) {
+  int64_t held = 0;
+  for (const auto& [name, entry] : file.entries()) held += numel_of(entry.shape);
+  const int64_t asked = param_count(c);
+  LLATTE_CHECK(asked / 4 <= held + 1000000, folder.string(), ": config.json describes ", asked,
+               " parameters, the weights hold ", held);
+}
+
+}  // namespace
+
+LlamaConfig read_hf_config(const std::filesystem::path& file) {
+  const json object = parse_json(file);
+  const Fields f(object, file.string());
+  const Family family = family_of(f);
+  refuse_unsupported(f);
+  LlamaConfig c;
+  c.qkv_bias = family == Family::qwen2, c.qk_norm = family == Family::qwen3;
+  read_sizes(f, c);
+  read_rope(f, c);
+  read_token_ids(f, c);
+  c.rms_norm_eps = f.number("rms_norm_eps", 1e-6);  // transformers' default
+  c.initializer_range = f.number("initializer_range", c.initializer_range);
+  c.tie_word_embeddings = f.flag("tie_word_embeddings", false);
+  try {
+    c.check();
+  } catch (const Error& e) {
+    LLATTE_FAIL(file.string(), ": ", e.what());
+  }
+  return c;
+}
+
+void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype) {
+  LLATTE_CHECK(!(c.qkv_bias && c.qk_norm), file.string(),
+               ": no Hugging Face architecture has both q, k, v biases and q/k norms");
+  const char* family = c.qkv_bias ? "Qwen2" : c.qk_norm ? "Qwen3" : "Llama";
+  nlohmann::ordered_json j;
+  j["architectures"] = {std::string(family) + "ForCausalLM"};
+  j["model_type"] = c.qkv_bias ? "qwen2" : c.qk_norm ? "qwen3" : "llama";
+  j["hidden_size"] = c.hidden_size;
+  j["intermediate_size"] = c.intermediate_size;
+  j["num_hidden_layers"] = c.num_hidden_layers;
+  j["num_attention_heads"] = c.num_attention_heads;
+  j["num_key_value_heads"] = c.num_key_value_heads;
+  j["head_dim"] = c.head_dim;
+  j["vocab_size"] = c.vocab_size;
+  j["max_position_embeddings"] = c.max_position_embeddings;
+  j["rms_norm_eps"] = c.rms_norm_eps;
+  j["rope_theta"] = c.rope_theta;
+  j["rope_scaling"] = nullptr;
+  if (const auto& s = c.rope_scaling)
+    j["rope_scaling"] = {{"rope_type", "llama3"},
+                         {"factor", s->factor},
+                         {"low_freq_factor", s->low_freq_factor},
+                         {"high_freq_factor", s->high_freq_factor},
+                         {"original_max_position_embeddings", s->original_max_position_embeddings}};
+  j["hidden_act"] = "silu";
+  if (!c.qkv_bias) j["attention_bias"] = false;  // Qwen2's biases are part of its architecture
+  if (!c.qkv_bias && !c.qk_norm) j["mlp_bias"] = false;
+  j["attention_dropout"] = 0.0;
+  j["tie_word_embeddings"] = c.tie_word_embeddings;
+  j["initializer_range"] = c.initializer_range;
+  if (c.bos_token_id) j["bos_token_id"] = *c.bos_token_id;
+  if (c.eos_token_id) j["eos_token_id"] = *c.eos_token_id;
+  if (c.eos_token_id && !c.more_eos_token_ids.empty()) {
+    j["eos_token_id"] = {*c.eos_token_id};
+    for (const int64_t id : c.more_eos_token_ids) j["eos_token_id"].push_back(id);
+  }
+  if (c.pad_token_id) j["pad_token_id"] = *c.pad_token_id;
+  j["torch_dtype"] = torch_name(dtype);
+  j["use_cache"] = true;
+  write_file_atomic(file, j.dump(2) + "\n");
+}
+
+std::unique_ptr<Llama> load_hf(const std::filesystem::path& folder, DType dtype) {
+  const LlamaConfig c = read_hf_config(folder / "config.json");
+  const SafetensorsFile file = SafetensorsFile::open_folder(folder);
+  check_plausible(c, file, folder);
+  auto model = std::make_unique<Llama>(c, dtype);
+  const auto wanted = params_by_name(*model);
+  check_tensors(wanted, file, c, folder);
+  for (const auto& [name, p] : wanted) p->value.copy_from(file.read(name, dtype));
+  return model;
+}
+
+DType hf_dtype(const std::filesystem::path& folder) {
+  const SafetensorsFile file = SafetensorsFile::open_folder(folder);
+  const bool any = std::any_of(file.entries().begin(), file.entries().end(), [](const auto& e) {
+    return e.second.dtype == "BF16" && e.second.shape.size() == 2;
+  });
+  return any ? DType::bf16 : DType::f32;
+}
+
+void save_hf(const std::filesystem::path& folder, Llama& model,
+             const std::function<Tensor(const std::string& name, const Var& param)>& get) {
+  std::vector<std::pair<std::string, Tensor>> tensors;
+  model.params(
+      "", [&](const std::string& name, Var& p) { tensors.emplace_back(name, get ? get(name, p) : p.value); });
+  write_safetensors(folder / "model.safetensors", tensors);
+  write_hf_config(folder / "config.json", model.config(), tensors.front().second.dtype());
+}
+
+}  // namespace llatte

@@ -1,0 +1,174 @@
+// Llama: blocks, the RoPE table they share, and the three ways to read the last hidden state.
+//   B batch  T time  D model width  F ffn width  V vocabulary  L layers  S positions in the RoPE table
+// Activations kept for backward, per block: x, both normed x, q, k, v, o, gate, up and silu(gate)*up. With
+// set_recompute(true): x alone.
+#include "models/llama.h"
+#include <algorithm>
+#include <numeric>
+#include "autograd/ops.h"
+#include "nn/layers.h"
+#include "tensor/kernels.h"  // fill, random_normal
+
+namespace llatte {
+namespace {
+
+AttentionConfig attention_config(const LlamaConfig& c, DType t) {
+  AttentionConfig a;
+  a.D = c.hidden_size, a.H = c.num_attention_heads, a.K = c.num_key_value_heads, a.E = c.head_dim;
+  a.qkv_bias = c.qkv_bias, a.qk_norm = c.qk_norm, a.norm_eps = c.rms_norm_eps, a.dtype = t;
+  return a;
+}
+
+// x += Attn(RMSNorm(x)), x += SwiGLU(RMSNorm(x)).
+class Block final : public Module {
+ public:
+  Block(const LlamaConfig& c, DType t)
+      : attention_norm_(c.hidden_size, c.rms_norm_eps, t),
+        mlp_norm_(c.hidden_size, c.rms_norm_eps, t),
+        attention_(make_attention(attention_config(c, t))),
+        mlp_(c.hidden_size, c.intermediate_size, t) {}
+
+  Var forward(const Var& x_BTD, const AttentionInput& in) const {
+    const Var h_BTD = add(x_BTD, attention_->forward(attention_norm_(x_BTD), in));
+    return add(h_BTD, mlp_(mlp_norm_(h_BTD)));
+  }
+  const Attention& attention() const { return *attention_; }
+
+  void params(const std::string& prefix, const ParamFn& f) override {
+    attention_norm_.params(prefix + "input_layernorm.", f);
+    attention_->params(prefix + "self_attn.", f);
+    mlp_norm_.params(prefix + "post_attention_layernorm.", f);
+    mlp_.params(prefix + "mlp.", f);
+  }
+
+ private:
+  RmsNorm attention_norm_, mlp_norm_;
+  std::unique_ptr<Attention> attention_;
+  Mlp mlp_;
+};
+
+// FNV-1a: the random stream of a parameter is its name, so adding a parameter leaves the others as they were.
+uint64_t fnv1a(const std::string& s) {
+  uint64_t h = 14695981039346656037ull;
+  for (const char ch : s) h = (h ^ static_cast<unsigned char>(ch)) * 1099511628211ull;
+  return h;
+}
+
+bool is_bias(const std::string& name) { return name.ends_with(".bias"); }
+
+Tensor positions(int64_t begin, int64_t T) {
+  std::vector<int32_t> pos(static_cast<size_t>(T));
+  std::iota(pos.begin(), pos.end(), static_cast<int32_t>(begin));
+  return Tensor::from(pos, {T});
+}
+
+}  // namespace
+
+struct Llama::Impl {
+  Impl(const LlamaConfig& config, DType t)
+      : c(config),
+        dtype(t),
+        frequencies(rope_frequencies(config)),
+        embed_tokens(c.vocab_size, c.hidden_size, t),
+        norm(c.hidden_size, c.rms_norm_eps, t) {
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) blocks.push_back(std::make_unique<Block>(c, t));
+    if (!c.tie_word_embeddings) lm_head = std::make_unique<Linear>(c.hidden_size, c.vocab_size, false, t);
+  }
+
+  // A table of at least S positions: grown by doubling, so that decoding rarely makes a new one.
+  const RopeTable& rope_for(int64_t S) {
+    LLATTE_CHECK(S <= c.max_position_embeddings, "llama: a sequence of ", S,
+                 " tokens exceeds max_position_embeddings ", c.max_position_embeddings,
+                 "; use a shorter window or a model with more positions");
+    const int64_t have = rope.cos.defined() ? rope.cos.size(0) : 0;
+    if (S > have)
+      rope = make_rope_table(frequencies, std::min(c.max_position_embeddings, std::max(S, 2 * have)),
+                             acc_dtype(dtype));
+    return rope;
+  }
+
+  const Var& head_weight() const { return lm_head ? lm_head->weight() : embed_tokens.weight(); }
+
+  LlamaConfig c;
+  DType dtype;
+  bool recompute_blocks = false;
+  std::vector<double> frequencies;
+  RopeTable rope;
+  Embedding embed_tokens;
+  std::vector<std::unique_ptr<Block>> blocks;
+  RmsNorm norm;
+  std::unique_ptr<Linear> lm_head;  // null: tied to embed_tokens
+};
+
+Llama::Llama(const LlamaConfig& c, DType dtype) {
+  c.check();
+  LLATTE_CHECK(is_float(dtype), "llama: weights are f32, bf16 or f64, not ", name(dtype));
+  impl_ = std::make_unique<Impl>(c, dtype);
+}
+Llama::~Llama() = default;
+
+const LlamaConfig& Llama::config() const { return impl_->c; }
+DType Llama::dtype() const { return impl_->dtype; }
+void Llama::set_recompute(bool each_layer) { impl_->recompute_blocks = each_layer; }
+
+void Llama::init(uint64_t seed, double std) {
+  params("", [&](const std::string& name, Var& p) {
+    if (p.value.ndim() == 2) kernels::random_normal(seed, fnv1a(name), 0, std, p.value);
+    else kernels::fill(p.value, is_bias(name) ? 0 : 1);
+  });
+}
+
+Var Llama::hidden(const Tensor& tokens_BT, KvCache* cache) {
+  LLATTE_CHECK(tokens_BT.defined() && tokens_BT.ndim() == 2 && tokens_BT.dtype() == DType::i32 &&
+                   tokens_BT.numel() > 0,
+               "llama: tokens must be i32 (B,T) with at least one token, got ", name(tokens_BT.dtype()), " ",
+               tokens_BT.shape());
+  LLATTE_CHECK(!cache || cache->layers.size() == impl_->blocks.size(), "llama: a cache of ",
+               cache ? cache->layers.size() : 0, " layers for a model of ", impl_->blocks.size());
+  const int64_t T = tokens_BT.size(1), past = cache ? cache->length() : 0;
+  const Tensor pos_T = positions(past, T);
+  const RopeTable rope = impl_->rope_for(past + T);  // handles: the table may grow before backward runs
+
+  Var x_BTD = impl_->embed_tokens(tokens_BT);
+  for (size_t l = 0; l < impl_->blocks.size(); ++l) {
+    const Block& block = *impl_->blocks[l];
+    if (cache) x_BTD = block.forward(x_BTD, {rope, pos_T, cache->layers[l].get()});
+    else if (impl_->recompute_blocks)
+      x_BTD = recompute(
+          [&block, rope, pos_T](const Var& x) {
+            return block.forward(x, {rope, pos_T});
+          },
+          x_BTD);
+    else x_BTD = block.forward(x_BTD, {rope, pos_T});
+  }
+  LLATTE_SHAPE(x_BTD, tokens_BT.size(0), T, impl_->c.hidden_size);
+  return impl_->norm(x_BTD);
+}
+
+Var Llama::logits(const Var& hidden_BTD) { return linear(hidden_BTD, impl_->head_weight()); }
+
+Var Llama::loss(const Tensor& tokens_BT, const Tensor& targets_BT) {
+  LLATTE_CHECK(tokens_BT.shape() == targets_BT.shape(), "llama: tokens are ", tokens_BT.shape(),
+               " but targets ", targets_BT.shape());
+  const int64_t N = tokens_BT.numel();
+  const Var hidden_ND = reshape(hidden(tokens_BT), {N, impl_->c.hidden_size});
+  return linear_cross_entropy(hidden_ND, impl_->head_weight(), targets_BT.contiguous().reshape({N}));
+}
+
+KvCache Llama::make_cache(int64_t B, int64_t S) const {
+  LLATTE_CHECK(B > 0 && S > 0, "llama: a cache needs at least one sequence of one token, got B=", B,
+               " S=", S);
+  KvCache cache;
+  for (const auto& block : impl_->blocks) cache.layers.push_back(block->attention().make_cache(B, S));
+  return cache;
+}
+
+void Llama::params(const std::string& prefix, const ParamFn& f) {
+  impl_->embed_tokens.params(prefix + "model.embed_tokens.", f);
+  for (size_t l = 0; l < impl_->blocks.size(); ++l)
+    impl_->blocks[l]->params(prefix + "model.layers." + std::to_string(l) + ".", f);
+  impl_->norm.params(prefix + "model.norm.", f);
+  if (impl_->lm_head) impl_->lm_head->params(prefix + "lm_head.", f);
+}
+
+}  // namespace llatte
