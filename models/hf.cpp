@@ -3,8 +3,8 @@
 #include "models/hf.h"
 #include <algorithm>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include "data/files.h"
+#include "data/json.h"
 #include "data/safetensors.h"
 
 namespace llatte {
@@ -12,13 +12,13 @@ namespace {
 
 using json = nlohmann::json;
 
-std::string shown(const json& v) { return v.dump(-1, ' ', false, json::error_handler_t::replace); }
+std::string shown(const json& v) { return printable(v.dump(-1, ' ', false, json::error_handler_t::replace)); }
 
 // config.json, field by field. A field that is absent or null takes its default.
 class Fields {
  public:
   Fields(const json& object, std::string where) : object_(object), where_(std::move(where)) {
-    LLATTE_CHECK(object_.is_object(), where_, " must be a JSON object, it is ", shown(object_).substr(0, 80));
+    LLATTE_CHECK(object_.is_object(), where_, " must be a JSON object, it is ", shown(object_));
   }
 
   bool has(const char* key) const { return object_.contains(key) && !object_.at(key).is_null(); }
@@ -74,14 +74,6 @@ class Fields {
   const json& object_;
   std::string where_;
 };
-
-json parse_json(const std::filesystem::path& file) {
-  try {
-    return json::parse(read_file(file));
-  } catch (const json::exception& e) {
-    LLATTE_FAIL(file.string(), ": not valid JSON: ", e.what());
-  }
-}
 
 enum class Family { llama, qwen2, qwen3 };
 
@@ -215,7 +207,7 @@ void check_plausible(const LlamaConfig& c, const SafetensorsFile& file, const st
 }  // namespace
 
 LlamaConfig read_hf_config(const std::filesystem::path& file) {
-  const json object = parse_json(file);
+  const json object = read_json(file);
   const Fields f(object, file.string());
   const Family family = family_of(f);
   refuse_unsupported(f);
