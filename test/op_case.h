@@ -1,0 +1,226 @@
+// One description of an op, used several ways: value in f32, f64 and bf16, strided views, gradients, and what
+// it refuses.
+//
+// `ref` is the same mathematics in double on plain vectors. Gradients are checked against central differences
+// of `ref`, not of the op: the reference has 16 digits to lose, a float op has 7. The scalar that is
+// differentiated is <y, c> with random c: with c = 1 a softmax backward that returns zeros would pass,
+// because sum(softmax(x)) is constant. Comparisons are written so that NaN fails.
+//
+// Inputs and cotangents are rounded to bf16 first, so that all dtypes see the same numbers and only the
+// arithmetic differs. Tolerances are |got - want| <= tol (1 + |want|); the inputs are of order 1.
+#pragma once
+#include <doctest/doctest.h>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <random>
+#include "autograd/ops.h"
+
+namespace llatte::test {
+
+using Vec = std::vector<double>;
+
+struct OpCase {
+  std::string name;
+  std::vector<Shape> inputs;
+  std::function<Var(const std::vector<Var>&)> op;
+  std::function<Vec(const std::vector<Vec>&)> ref;
+  // How many values that were rounded to bf16 (each by at most 2^-8 of itself) one result depends on in a
+  // row. 0: the op is not defined on bf16.
+  int bf16_roundings = 2;
+  double f32_tol = 2e-5;  // 2^-24 per operation, sums of a few hundred terms of order 1
+};
+
+constexpr double kF64Tol = 1e-12;  // 2^-53 per operation, the same sums
+// Central differences with h = 1e-5: h^2 |f'''| / 6 = 2e-11 |f'''|, plus 1e-14 |f| / h = 1e-9 |f| of
+// rounding.
+constexpr double kStep = 1e-5, kDifferenceTol = 2e-7;
+constexpr int kProbes =
+    24;  // single entries differentiated per input; a random direction covers all the others
+
+inline double tolerance(const OpCase& c, DType t) {
+  return t == DType::f64 ? kF64Tol : t == DType::f32 ? c.f32_tol : c.bf16_roundings / 256.0;
+}
+
+inline Vec noise(int64_t n, std::mt19937& rng) {
+  std::normal_distribution<double> normal;
+  Vec v(static_cast<size_t>(n));
+  for (double& e : v) e = bf16(static_cast<float>(normal(rng)));
+  return v;
+}
+
+inline Tensor to_tensor(const Vec& v, const Shape& s, DType t) { return Tensor::from(v, s).to(t); }
+inline Vec to_vec(const Tensor& t) { return t.to(DType::f64).to_vector<double>(); }
+
+inline bool near(double got, double want, double tol) {
+  return std::isfinite(want) && std::abs(got - want) <= tol * (1 + std::abs(want));
+}
+
+inline void check_near(const std::string& what, const Vec& got, const Vec& want, double tol) {
+  REQUIRE_MESSAGE(got.size() == want.size(), what);
+  int shown = 0;
+  for (size_t i = 0; i < want.size() && shown < 3; ++i)
+    if (!near(got[i], want[i], tol)) {
+      ++shown;
+      FAIL_CHECK(str(what, "[", i, "]: got ", got[i], ", want ", want[i], ", tolerance ", tol));
+    }
+  CHECK(shown == 0);
+}
+
+// ---- strided views of the same numbers; NaN lies around the second, so that nobody reads outside
+inline Tensor transposed_view(const Tensor& x) { return x.transpose(0, -1).contiguous().transpose(0, -1); }
+
+inline Tensor sliced_view(const Tensor& x) {
+  Shape around = x.shape();
+  for (int64_t& s : around) s += 3;
+  Tensor v = Tensor::full(around, std::numeric_limits<double>::quiet_NaN(), x.dtype());
+  for (int d = 0; d < x.ndim(); ++d) v = v.slice(d, 1, 1 + x.size(d));
+  v.copy_from(x);
+  return v;
+}
+
+// ---- one case, prepared
+struct Prepared {
+  std::vector<Vec> in;
+  Vec want, cotangent;
+};
+
+inline Prepared prepare(const OpCase& c) {
+  std::mt19937 rng(1234);
+  Prepared p;
+  for (const Shape& s : c.inputs) p.in.push_back(noise(numel_of(s), rng));
+  p.want = c.ref(p.in);
+  p.cotangent = noise(static_cast<int64_t>(p.want.size()), rng);
+  return p;
+}
+
+inline std::vector<Tensor> tensors(const OpCase& c, const Prepared& p, DType t) {
+  std::vector<Tensor> r;
+  for (size_t k = 0; k < p.in.size(); ++k) r.push_back(to_tensor(p.in[k], c.inputs[k], t));
+  return r;
+}
+
+inline Vec value(const OpCase& c, const std::vector<Tensor>& in) {
+  std::vector<Var> vars;
+  for (const Tensor& t : in) vars.push_back(constant(t));
+  return to_vec(c.op(vars).value);
+}
+
+// Gradient of <y, cotangent> for each input that `wants` names.
+inline std::vector<Vec> gradients(const OpCase& c, const Prepared& p, const std::vector<Tensor>& in,
+                                  const std::function<bool(size_t)>& wants) {
+  std::vector<Var> vars;
+  for (size_t k = 0; k < in.size(); ++k) vars.push_back(wants(k) ? leaf(in[k]) : constant(in[k]));
+  const Var y = c.op(vars);
+  backward(y, to_tensor(p.cotangent, y.shape(), y.value.dtype()));
+  std::vector<Vec> r(in.size());
+  for (size_t k = 0; k < in.size(); ++k) {
+    if (!wants(k)) continue;
+    REQUIRE_MESSAGE(vars[k].grad().defined(), c.name << ": no gradient for input " << k);
+    CHECK(vars[k].grad().dtype() == acc_dtype(in[k].dtype()));
+    r[k] = to_vec(vars[k].grad());
+  }
+  return r;
+}
+
+// ---- the ways
+inline void check_values(const OpCase& c, const Prepared& p, const std::vector<DType>& types) {
+  for (DType t : types)
+    check_near(str(c.name, " value in ", name(t)), value(c, tensors(c, p, t)), p.want, tolerance(c, t));
+}
+
+inline void check_views(const OpCase& c, const Prepared& p) {
+  const std::vector<Tensor> in = tensors(c, p, DType::f32);
+  for (size_t k = 0; k < in.size(); ++k) {
+    if (in[k].ndim() < 2) continue;
+    for (const Tensor& view : {transposed_view(in[k]), sliced_view(in[k])}) {
+      std::vector<Tensor> viewed = in;
+      viewed[k] = view;
+      check_near(str(c.name, " with input ", k, " strided"), value(c, viewed), p.want, c.f32_tol);
+    }
+  }
+}
+
+// (f(x + h d) - f(x - h d)) / 2h, f = <ref(in), cotangent>, d a direction of input k.
+inline double difference(const OpCase& c, Prepared p, size_t k, const Vec& d) {
+  const Vec x = p.in[k];
+  const auto f = [&](double h) {
+    for (size_t i = 0; i < x.size(); ++i) p.in[k][i] = x[i] + h * d[i];
+    const Vec y = c.ref(p.in);
+    double s = 0;
+    for (size_t i = 0; i < y.size(); ++i) s += y[i] * p.cotangent[i];
+    return s;
+  };
+  return (f(kStep) - f(-kStep)) / (2 * kStep);
+}
+
+inline void check_direction(const OpCase& c, const Prepared& p, size_t k, const Vec& g, const Vec& d) {
+  double got = 0;
+  for (size_t i = 0; i < g.size(); ++i) got += g[i] * d[i];
+  const double want = difference(c, p, k, d);
+  CHECK_MESSAGE(near(got, want, kDifferenceTol), c.name << ": gradient of input " << k
+                                                        << " along a direction is " << got
+                                                        << ", differences say " << want);
+}
+
+inline void check_differences(const OpCase& c, const Prepared& p, const std::vector<Vec>& grads) {
+  std::mt19937 rng(77);
+  for (size_t k = 0; k < grads.size(); ++k) {
+    const size_t n = grads[k].size();
+    if (n == 0) continue;
+    Vec all = noise(static_cast<int64_t>(n), rng);
+    for (double& e : all) e /= std::sqrt(static_cast<double>(n));
+    check_direction(c, p, k, grads[k], all);
+    for (size_t i = 0; i < std::min<size_t>(n, kProbes); ++i) {
+      Vec one(n, 0.0);
+      one[n <= kProbes ? i : rng() % n] = 1;
+      check_direction(c, p, k, grads[k], one);
+    }
+  }
+}
+
+// f64 gradients are proved by differences; every entry in the other types is then compared with those.
+inline void check_gradients(const OpCase& c, const Prepared& p, const std::vector<DType>& types) {
+  const auto all = [](size_t) { return true; };
+  const std::vector<Vec> proved = gradients(c, p, tensors(c, p, DType::f64), all);
+  check_differences(c, p, proved);
+  for (DType t : types) {
+    const std::vector<Vec> got = gradients(c, p, tensors(c, p, t), all);
+    for (size_t k = 0; k < got.size(); ++k)
+      check_near(str(c.name, " gradient of input ", k, " in ", name(t)), got[k], proved[k], tolerance(c, t));
+  }
+  std::vector<Tensor> viewed = tensors(c, p, DType::f64);
+  for (Tensor& x : viewed)
+    if (x.ndim() >= 2) x = sliced_view(x);
+  for (size_t k = 0; k < proved.size(); ++k)  // alone: the others are constants, whose products are skipped
+    check_near(str(c.name, " gradient of strided input ", k, " alone"),
+               gradients(c, p, viewed, [k](size_t i) { return i == k; })[k], proved[k], kF64Tol);
+}
+
+inline void check(const OpCase& c) {
+  const Prepared p = prepare(c);
+  std::vector<DType> types{DType::f64, DType::f32};
+  if (c.bf16_roundings > 0) types.push_back(DType::bf16);
+  check_values(c, p, types);
+  check_views(c, p);
+  check_gradients(c, p, types);
+}
+
+// f must throw an Error whose sentence contains `needle`.
+template <class F>
+void check_rejects(F&& f, const std::string& needle) {
+  try {
+    f();
+  } catch (const Error& e) {
+    const std::string said = e.what();
+    CHECK_MESSAGE(said.find(needle) != std::string::npos,
+                  "the sentence was: " << said << "; wanted: " << needle);
+    return;
+  }
+  FAIL_CHECK("accepted bad input, wanted: " << needle);
+}
+
+// A constant of random numbers, for what only shapes are tested of.
+inline Var some(const Shape& s, DType t = DType::f32) { return constant(Tensor::full(s, 0.5, t)); }
+
+}  // namespace llatte::test
