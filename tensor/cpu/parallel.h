@@ -8,12 +8,21 @@ namespace llatte::cpu {
 
 constexpr int64_t kParallelFrom = int64_t(1) << 15;  // numbers touched; below, waking threads costs more
 
+// The unit in which numbers are shared out: a multiple of every vector's length, so that the scalar remainder
+// of a vectorised loop, which may round otherwise (libmvec's exp), is at the end of the tensor and nowhere
+// else.
+constexpr int64_t kShare = int64_t(1) << 12;
+
 // f(i) for i in [0, n), vectorised: f is free of branches and touches no other index.
 template <class F>
 void for_each(int64_t n, F f) {
 // firstprivate: the pointers f holds stay in registers, whatever the stores may alias.
-#pragma omp parallel for simd schedule(static) firstprivate(f) if (n > kParallelFrom)
-  for (int64_t i = 0; i < n; ++i) f(i);
+#pragma omp parallel for schedule(static) firstprivate(f) if (n > kParallelFrom)
+  for (int64_t begin = 0; begin < n; begin += kShare) {
+    const int64_t end = begin + kShare < n ? begin + kShare : n;
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) f(i);
+  }
 }
 
 // f(row) for row in [0, rows), each of about `width` numbers.
