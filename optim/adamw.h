@@ -1,6 +1,11 @@
 // AdamW with decoupled weight decay (arXiv 1711.05101) over a module's parameters, and clipping by global
 // norm. f32 master weights beside bf16 parameters; moments in f32 (f64 for f64). Frozen parameters have no
-// state.
+// state. A step updates one parameter at a time and drops its gradient right after.
+//
+// Which parameters decay: here all but the 1-d ones (norm gains, biases), the field's usual rule. nanotron
+// decays EVERY parameter, norms and embeddings included, except those whose name matches a regular expression
+// of its `weight_decay_exclude_named_params` (empty unless set). decay_norms_and_biases = true gives exactly
+// nanotron's default; with weight_decay 0, the paper's fine-tuning recipe, there is no difference.
 #pragma once
 #include <map>
 #include <set>
@@ -18,10 +23,13 @@ struct AdamWConfig {
 
 class AdamW {
  public:
+  // Parameters whose name `trains` denies become constants of the module: no state, and no gradient is
+  // computed.
   AdamW(Module& m, const AdamWConfig& c, const std::function<bool(const std::string&)>& trains = nullptr);
   // Clips, updates every parameter that has a gradient, drops the gradients. Returns the norm before
   // clipping. A norm that is not finite changes nothing: the caller decides.
   double step(double lr);
+  double grad_norm() const;  // 2-norm over all gradients there are, taken in f64
   int64_t steps() const;
 
   // State by name: "exp_avg.NAME", "exp_avg_sq.NAME", "master.NAME" (bf16 only). The same tensors, not
