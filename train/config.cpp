@@ -12,7 +12,8 @@ std::string pattern_of(const std::string& path) {
   std::string out, part;
   std::istringstream parts(path);
   while (std::getline(parts, part, '.')) {
-    const bool number = !part.empty() && std::all_of(part.begin(), part.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
+    const bool number = !part.empty() &&
+                        std::all_of(part.begin(), part.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
     LLATTE_CHECK(!number || part.size() <= 3, path, ": a list can have up to 1000 entries");
     out += (out.empty() ? "" : ".") + (number ? std::string("*") : part);
   }
@@ -39,10 +40,8 @@ std::map<std::string, std::vector<std::string>> by_pattern(const Settings& setti
   std::map<std::string, std::vector<std::string>> out;
   for (const auto& [path, setting] : settings) {
     const std::string pattern = pattern_of(path);
-    if (is_known(pattern))
-      out[pattern].push_back(path);
-    else if (is_section(pattern))
-      check_section(path, setting);
+    if (is_known(pattern)) out[pattern].push_back(path);
+    else if (is_section(pattern)) check_section(path, setting);
     else
       LLATTE_FAIL(setting.where, ": unknown key ", path, "; did you mean ",
                   nearest_key(pattern, known_config_keys()), "?");
@@ -72,10 +71,13 @@ bool is_set(const Settings& s, const std::string& path) {
 // nanotron's defaults that depend on other keys.
 void fill_defaults(const Settings& s, TrainConfig& c) {
   c.schedule.total_steps = c.train_steps;
-  if (!is_set(s, "optimizer.learning_rate_scheduler.min_decay_lr")) c.schedule.min_decay_lr = c.schedule.learning_rate;
+  if (!is_set(s, "optimizer.learning_rate_scheduler.min_decay_lr"))
+    c.schedule.min_decay_lr = c.schedule.learning_rate;
   if (!is_set(s, "model.init_method.std")) c.init_std = c.model.initializer_range;
-  const bool reshaped = is_set(s, "model.model_config.hidden_size") || is_set(s, "model.model_config.num_attention_heads");
-  const bool divides = c.model.num_attention_heads > 0 && c.model.hidden_size % c.model.num_attention_heads == 0;
+  const bool reshaped =
+      is_set(s, "model.model_config.hidden_size") || is_set(s, "model.model_config.num_attention_heads");
+  const bool divides =
+      c.model.num_attention_heads > 0 && c.model.hidden_size % c.model.num_attention_heads == 0;
   if (!is_set(s, "model.model_config.head_dim") && (reshaped || c.model.head_dim == 0) && divides)
     c.model.head_dim = c.model.hidden_size / c.model.num_attention_heads;
   if (!is_set(s, "model.model_config.num_key_value_heads") && c.model.num_key_value_heads == 0)
@@ -90,8 +92,9 @@ void check_model(const TrainConfig& c) {
                                                     {"intermediate_size", c.model.intermediate_size},
                                                     {"vocab_size", c.model.vocab_size}};
   for (const auto& [key, value] : needed)
-    LLATTE_CHECK(value > 0, c.file, ": model.model_config.", key,
-                 " is missing; set it, or model.preset, or start weights in checkpoints.resume_checkpoint_path");
+    LLATTE_CHECK(
+        value > 0, c.file, ": model.model_config.", key,
+        " is missing; set it, or model.preset, or start weights in checkpoints.resume_checkpoint_path");
   c.model.check();
   LLATTE_CHECK(c.sequence_length <= c.model.max_position_embeddings, c.file, ": tokens.sequence_length is ",
                c.sequence_length, " but the model has model.model_config.max_position_embeddings ",
@@ -99,36 +102,43 @@ void check_model(const TrainConfig& c) {
 }
 
 void check_stages(TrainConfig& c) {
-  LLATTE_CHECK(!c.stages.empty(), c.file, ": data_stages is missing; name at least one stage with a dataset_folder");
+  LLATTE_CHECK(!c.stages.empty(), c.file,
+               ": data_stages is missing; name at least one stage with a dataset_folder");
   for (size_t i = 0; i < c.stages.size(); ++i) {
     const DataStage& s = c.stages[i];
     LLATTE_CHECK(!s.folders.empty(), c.file, ": data_stages.", i, ".data.dataset.dataset_folder is missing");
-    LLATTE_CHECK(s.weights.empty() || s.weights.size() == s.folders.size(), c.file, ": data_stages.", i, " has ",
-                 s.folders.size(), " dataset folders but ", s.weights.size(), " dataset_weights; give one each");
+    LLATTE_CHECK(s.weights.empty() || s.weights.size() == s.folders.size(), c.file, ": data_stages.", i,
+                 " has ", s.folders.size(), " dataset folders but ", s.weights.size(),
+                 " dataset_weights; give one each");
     const double sum = std::accumulate(s.weights.begin(), s.weights.end(), 0.0);
-    LLATTE_CHECK(s.weights.empty() || sum > 0, c.file, ": data_stages.", i, " has dataset_weights that are all 0");
+    LLATTE_CHECK(s.weights.empty() || sum > 0, c.file, ": data_stages.", i,
+                 " has dataset_weights that are all 0");
   }
   std::stable_sort(c.stages.begin(), c.stages.end(),
                    [](const DataStage& a, const DataStage& b) { return a.start_step < b.start_step; });
-  LLATTE_CHECK(c.stages[0].start_step == 1, c.file, ": the first data stage starts at step ", c.stages[0].start_step,
-               "; one must have start_training_step 1");
+  LLATTE_CHECK(c.stages[0].start_step == 1, c.file, ": the first data stage starts at step ",
+               c.stages[0].start_step, "; one must have start_training_step 1");
   for (size_t i = 1; i < c.stages.size(); ++i)
-    LLATTE_CHECK(c.stages[i].start_step > c.stages[i - 1].start_step, c.file, ": two data stages start at step ",
-                 c.stages[i].start_step, "; their start_training_step must differ");
+    LLATTE_CHECK(c.stages[i].start_step > c.stages[i - 1].start_step, c.file,
+                 ": two data stages start at step ", c.stages[i].start_step,
+                 "; their start_training_step must differ");
 }
 
 void check_run(const TrainConfig& c) {
   LLATTE_CHECK(c.train_steps > 0, c.file, ": tokens.train_steps is missing; say how long to train");
   LLATTE_CHECK(c.sequence_length > 0, c.file, ": tokens.sequence_length is missing");
-  LLATTE_CHECK(c.init_path.empty() || c.checkpoints.start.empty(), c.file,
-               ": both model.init_method.path and checkpoints.resume_checkpoint_path name start weights; keep one");
+  LLATTE_CHECK(
+      c.init_path.empty() || c.checkpoints.start.empty(), c.file,
+      ": both model.init_method.path and checkpoints.resume_checkpoint_path name start weights; keep one");
   LLATTE_CHECK(c.val_interval != 0, c.file, ": tokens.val_check_interval is 0; write -1 for no validation");
-  LLATTE_CHECK(c.val_interval < 0 || !c.val_dataset.empty(), c.file, ": tokens.val_check_interval is ", c.val_interval,
+  LLATTE_CHECK(c.val_interval < 0 || !c.val_dataset.empty(), c.file, ": tokens.val_check_interval is ",
+               c.val_interval,
                " but validation.dataset is missing; name a token or text file, or set the interval to -1");
   LLATTE_CHECK(!c.patience || c.validates(), c.file, ": validation.patience is ", c.patience.value_or(0),
                " but nothing is validated; set tokens.val_check_interval and validation.dataset");
-  LLATTE_CHECK(c.adamw.beta1 < 1 && c.adamw.beta2 < 1, c.file, ": optimizer.optimizer_factory has adam_beta1 ",
-               c.adamw.beta1, " and adam_beta2 ", c.adamw.beta2, "; both must be below 1");
+  LLATTE_CHECK(c.adamw.beta1 < 1 && c.adamw.beta2 < 1, c.file,
+               ": optimizer.optimizer_factory has adam_beta1 ", c.adamw.beta1, " and adam_beta2 ",
+               c.adamw.beta2, "; both must be below 1");
 }
 
 }  // namespace

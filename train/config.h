@@ -62,8 +62,10 @@ struct TrainConfig {
   int64_t tokens_per_step() const { return samples_per_step() * sequence_length; }
 };
 
-// Reads the file with its includes and the `key.path=value` overrides; throws one sentence for the first fault.
-TrainConfig load_train_config(const std::filesystem::path& file, const std::vector<std::string>& overrides = {});
+// Reads the file with its includes and the `key.path=value` overrides; throws one sentence for the first
+// fault.
+TrainConfig load_train_config(const std::filesystem::path& file,
+                              const std::vector<std::string>& overrides = {});
 
 // Every key the schema knows, lists written as `data_stages.*.name`.
 std::vector<std::string> known_config_keys();

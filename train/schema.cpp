@@ -22,7 +22,8 @@ using Field = std::function<T&(TrainConfig&)>;
 
 bool is_quoted(const YAML::Node& n) { return n.Tag() == "!"; }
 
-// ---- values -------------------------------------------------------------------------------------------------------
+// ---- values
+// -------------------------------------------------------------------------------------------------------
 int64_t whole_value(const KeyValue& kv, int64_t min) {
   const std::string s = kv.setting.value.IsScalar() ? kv.setting.value.Scalar() : "";
   int64_t v = 0;
@@ -63,7 +64,8 @@ std::vector<YAML::Node> items(const KeyValue& kv) {
   return out;
 }
 
-// ---- rules --------------------------------------------------------------------------------------------------------
+// ---- rules
+// --------------------------------------------------------------------------------------------------------
 template <class T>
 Read whole(const Field<T>& field, int64_t min = 0) {
   return [=](TrainConfig& c, const KeyValue& kv) { field(c) = static_cast<T>(whole_value(kv, min)); };
@@ -85,7 +87,8 @@ Read text(const Field<T>& field) {
 
 std::string joined(const std::vector<std::string>& words) {
   std::string out;
-  for (size_t i = 0; i < words.size(); ++i) out += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+  for (size_t i = 0; i < words.size(); ++i)
+    out += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
   return out;
 }
 
@@ -125,23 +128,31 @@ Read refused(const std::string& reason) {
 Read ignore(const std::function<void(const KeyValue&)>& check) {
   return or_null([=](TrainConfig&, const KeyValue& kv) { check(kv); });
 }
-const Read any_whole = ignore([](const KeyValue& kv) { whole_value(kv, std::numeric_limits<int64_t>::min()); });
+const Read any_whole =
+    ignore([](const KeyValue& kv) { whole_value(kv, std::numeric_limits<int64_t>::min()); });
 const Read any_flag = ignore([](const KeyValue& kv) { flag_value(kv); });
 const Read any_text = ignore([](const KeyValue& kv) { text_value(kv.setting.value, kv); });
 const Read anything = ignore([](const KeyValue&) {});
 
-// ---- fields -------------------------------------------------------------------------------------------------------
-#define CFG(member) [](TrainConfig & c) -> auto& { return c.member; }
+// ---- fields
+// -------------------------------------------------------------------------------------------------------
+#define CFG(member) \
+  [](TrainConfig & c) -> auto& { return c.member; }
 #define INT(member) Field<int64_t>(CFG(member))
 #define OPT_INT(member) Field<std::optional<int64_t>>(CFG(member))
 #define REAL(member) Field<double>(CFG(member))
 #define FLAG(member) Field<bool>(CFG(member))
 #define TEXT(member) Field<std::string>(CFG(member))
 
-void add(std::vector<KeyRule>& t, const std::string& path, const Read& read) { t.push_back({path, read, true}); }
-void accept(std::vector<KeyRule>& t, const std::string& path, const Read& check) { t.push_back({path, check, false}); }
+void add(std::vector<KeyRule>& t, const std::string& path, const Read& read) {
+  t.push_back({path, read, true});
+}
+void accept(std::vector<KeyRule>& t, const std::string& path, const Read& check) {
+  t.push_back({path, check, false});
+}
 
-// ---- checkpoints, data, general, logging --------------------------------------------------------------------------
+// ---- checkpoints, data, general, logging
+// --------------------------------------------------------------------------
 void checkpoint_rules(std::vector<KeyRule>& t) {
   const std::string at = "checkpoints.";
   add(t, at + "checkpoint_interval", whole(INT(checkpoints.interval), 1));
@@ -149,7 +160,8 @@ void checkpoint_rules(std::vector<KeyRule>& t) {
   accept(t, at + "checkpoints_path_is_shared_file_system", any_flag);
   add(t, at + "resume_checkpoint_path", or_null([](TrainConfig& c, const KeyValue& kv) {
         c.checkpoints.start = text_value(kv.setting.value, kv);
-        if (c.checkpoints.start.ends_with(".gguf")) kv.refuse("starting from a .gguf file is not built yet; name a folder");
+        if (c.checkpoints.start.ends_with(".gguf"))
+          kv.refuse("starting from a .gguf file is not built yet; name a folder");
       }));
   add(t, at + "save_final_state", flag(FLAG(checkpoints.save_final)));
   add(t, at + "save_initial_state", flag(FLAG(checkpoints.save_initial)));
@@ -172,8 +184,10 @@ DataStage& stage_of(TrainConfig& c, const KeyValue& kv) {
 
 void data_rules(std::vector<KeyRule>& t) {
   const std::string at = "data_stages.*.";
-  add(t, at + "name", [](TrainConfig& c, const KeyValue& kv) { stage_of(c, kv).name = text_value(kv.setting.value, kv); });
-  add(t, at + "start_training_step", [](TrainConfig& c, const KeyValue& kv) { stage_of(c, kv).start_step = whole_value(kv, 1); });
+  add(t, at + "name",
+      [](TrainConfig& c, const KeyValue& kv) { stage_of(c, kv).name = text_value(kv.setting.value, kv); });
+  add(t, at + "start_training_step",
+      [](TrainConfig& c, const KeyValue& kv) { stage_of(c, kv).start_step = whole_value(kv, 1); });
   add(t, at + "data.dataset.dataset_folder", [](TrainConfig& c, const KeyValue& kv) {
     stage_of(c, kv).folders.clear();
     for (const auto& n : items(kv)) stage_of(c, kv).folders.push_back(text_value(n, kv));
@@ -183,7 +197,8 @@ void data_rules(std::vector<KeyRule>& t) {
         for (const auto& n : items(kv)) stage_of(c, kv).weights.push_back(real_value(n, kv, 0));
       }));
   accept(t, at + "data.num_loading_workers", any_whole);
-  add(t, at + "data.seed", [](TrainConfig& c, const KeyValue& kv) { stage_of(c, kv).seed = uint64_t(whole_value(kv, 0)); });
+  add(t, at + "data.seed",
+      [](TrainConfig& c, const KeyValue& kv) { stage_of(c, kv).seed = uint64_t(whole_value(kv, 0)); });
 }
 
 void general_rules(std::vector<KeyRule>& t) {
@@ -200,7 +215,8 @@ void general_rules(std::vector<KeyRule>& t) {
   for (const char* section : {"profiler", "lighteval", "s3_upload"}) accept(t, section, anything);
 }
 
-// ---- model --------------------------------------------------------------------------------------------------------
+// ---- model
+// --------------------------------------------------------------------------------------------------------
 void read_rope_scaling(TrainConfig& c, const KeyValue& kv) {
   if (!c.model.rope_scaling) c.model.rope_scaling = RopeScaling();
   RopeScaling& r = *c.model.rope_scaling;
@@ -213,19 +229,21 @@ void read_rope_scaling(TrainConfig& c, const KeyValue& kv) {
     kv.refuse("only llama3's rope_scaling is supported");
 }
 
-// Versions of RoPE and methods of SVD that change nothing are the plain model; all others come with conversion.
+// Versions of RoPE and methods of SVD that change nothing are the plain model; all others come with
+// conversion.
 void latent_rules(std::vector<KeyRule>& t, const std::string& at) {
   const std::string later = "training with latent attention is not built yet; leave it out";
   for (const char* section : {"RoPE", "SVD", "HLA"}) add(t, at + section, refused(later));
   add(t, at + "RoPE.partial_rope_version", or_null(only(0, later)));
-  for (const char* k : {"top_k_rope_dim", "last_k_rope_dim", "uniform_start_point", "uniform_step", "n_gqa_group"})
+  for (const char* k :
+       {"top_k_rope_dim", "last_k_rope_dim", "uniform_start_point", "uniform_step", "n_gqa_group"})
     accept(t, at + "RoPE." + k, any_whole);
   accept(t, at + "RoPE.qk_tensor_path", any_text);
   for (const char* k : {"method", "version"}) add(t, at + "SVD." + k, or_null(only(0, later)));
   accept(t, at + "SVD.low_rank", any_whole);
   for (const char* k : {"metric", "allocate"}) accept(t, at + "SVD." + k, any_text);
-  for (const char* k : {"rope", "cache", "factor_q", "rank_q", "rank_k", "rank_v", "metric", "allocate", "frequencies",
-                        "rope_pairs", "head_block", "calibration"})
+  for (const char* k : {"rope", "cache", "factor_q", "rank_q", "rank_k", "rank_v", "metric", "allocate",
+                        "frequencies", "rope_pairs", "head_block", "calibration"})
     add(t, at + "HLA." + k, refused(later));
 }
 
@@ -233,7 +251,9 @@ void model_config_rules(std::vector<KeyRule>& t) {
   const std::string at = "model.model_config.";
   for (const char* k : {"bos", "eos", "pad"})
     add(t, at + k + "_token_id", or_null([key = std::string(k)](TrainConfig& c, const KeyValue& kv) {
-          (key == "bos" ? c.model.bos_token_id : key == "eos" ? c.model.eos_token_id : c.model.pad_token_id) = whole_value(kv, 0);
+          (key == "bos"   ? c.model.bos_token_id
+           : key == "eos" ? c.model.eos_token_id
+                          : c.model.pad_token_id) = whole_value(kv, 0);
         }));
   add(t, at + "hidden_act", [](TrainConfig&, const KeyValue& kv) {
     if (text_value(kv.setting.value, kv) != "silu") kv.refuse("silu is the only activation here");
@@ -251,8 +271,10 @@ void model_config_rules(std::vector<KeyRule>& t) {
   add(t, at + "num_key_value_heads", shape(whole(INT(model.num_key_value_heads), 1)));
   accept(t, at + "pretraining_tp", any_whole);
   add(t, at + "rms_norm_eps", shape(real(REAL(model.rms_norm_eps))));
-  add(t, at + "rope_scaling", refused("give llama3's keys (rope_type, factor, low_freq_factor, ...) or null"));
-  for (const char* k : {"type", "rope_type", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"})
+  add(t, at + "rope_scaling",
+      refused("give llama3's keys (rope_type, factor, low_freq_factor, ...) or null"));
+  for (const char* k : {"type", "rope_type", "factor", "low_freq_factor", "high_freq_factor",
+                        "original_max_position_embeddings"})
     add(t, at + "rope_scaling." + k, read_rope_scaling);
   add(t, at + "rope_theta", shape(real(REAL(model.rope_theta), 1)));
   add(t, at + "tie_word_embeddings", shape(flag(FLAG(model.tie_word_embeddings))));
@@ -266,8 +288,8 @@ void read_preset(TrainConfig& c, const KeyValue& kv) {
   const std::vector<std::string> names = preset_names();
   if (std::find(names.begin(), names.end(), wanted) == names.end()) kv.refuse("choose " + joined(names));
   c.model = preset(wanted);
-  c.model_keys = {"hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers",
-                  "num_key_value_heads", "head_dim", "tie_word_embeddings", "vocab_size"};
+  c.model_keys = {"hidden_size",         "intermediate_size", "num_attention_heads", "num_hidden_layers",
+                  "num_key_value_heads", "head_dim",          "tie_word_embeddings", "vocab_size"};
 }
 
 void model_rules(std::vector<KeyRule>& t) {
@@ -284,7 +306,8 @@ void model_rules(std::vector<KeyRule>& t) {
   model_config_rules(t);
 }
 
-// ---- optimizer, parallelism, tokens, validation -------------------------------------------------------------------
+// ---- optimizer, parallelism, tokens, validation
+// -------------------------------------------------------------------
 void schedule_rules(std::vector<KeyRule>& t) {
   const std::string at = "optimizer.learning_rate_scheduler.";
   add(t, at + "learning_rate", real(REAL(schedule.learning_rate)));
@@ -322,12 +345,14 @@ void optimizer_rules(std::vector<KeyRule>& t) {
 
 void parallelism_rules(std::vector<KeyRule>& t) {
   const std::string at = "parallelism.";
-  add(t, at + "dp", or_null(only(1, "it must equal the number of processes, which is 1; leave it out or start as many")));
+  add(t, at + "dp",
+      or_null(only(1, "it must equal the number of processes, which is 1; leave it out or start as many")));
   for (const char* k : {"tp", "pp", "expert_parallel_size"})
     add(t, at + k, or_null(only(1, "a model is not split over processes here; use 1")));
   add(t, at + "recompute_layer", flag(FLAG(recompute_layer)));
   for (const char* k : {"pp_engine", "tp_mode"}) accept(t, at + k, any_text);
-  for (const char* k : {"tp_linear_async_communication", "tp_recompute_allgather"}) accept(t, at + k, any_flag);
+  for (const char* k : {"tp_linear_async_communication", "tp_recompute_allgather"})
+    accept(t, at + k, any_flag);
 }
 
 void tokens_rules(std::vector<KeyRule>& t) {

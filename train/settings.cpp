@@ -42,8 +42,8 @@ void flatten_map(const YAML::Node& n, const std::string& path, const Source& fro
   for (const auto& entry : n) {
     LLATTE_CHECK(entry.first.IsScalar(), from.at(n), ": a key under '", path, "' is not a plain word");
     const std::string key = entry.first.Scalar();
-    LLATTE_CHECK(std::find(seen.begin(), seen.end(), key) == seen.end(), from.at(entry.first), ": the key '", key,
-                 "' appears twice", path.empty() ? "" : " under ", path, "; keep one of them");
+    LLATTE_CHECK(std::find(seen.begin(), seen.end(), key) == seen.end(), from.at(entry.first), ": the key '",
+                 key, "' appears twice", path.empty() ? "" : " under ", path, "; keep one of them");
     seen.push_back(key);
     if (path.empty() && key == "include") continue;
     flatten(entry.second, path.empty() ? key : path + "." + key, from, depth + 1, out);
@@ -51,8 +51,10 @@ void flatten_map(const YAML::Node& n, const std::string& path, const Source& fro
 }
 
 void flatten(const YAML::Node& n, const std::string& path, const Source& from, int depth, Settings& out) {
-  LLATTE_CHECK(depth <= kMaxDepth, from.at(n), ": '", path, "' is nested more than ", kMaxDepth, " levels deep");
-  LLATTE_CHECK(out.size() < kMaxSettings, from.at(n), ": more than ", kMaxSettings, " settings; is an alias repeated?");
+  LLATTE_CHECK(depth <= kMaxDepth, from.at(n), ": '", path, "' is nested more than ", kMaxDepth,
+               " levels deep");
+  LLATTE_CHECK(out.size() < kMaxSettings, from.at(n), ": more than ", kMaxSettings,
+               " settings; is an alias repeated?");
   if (n.IsMap() && (n.size() > 0 || path.empty())) return flatten_map(n, path, from, depth, out);
   erase_below(out, path);
   erase_above(out, path);
@@ -77,7 +79,8 @@ void read_into(Settings& out, const std::filesystem::path& file, int depth) {
                " files include one another; does one include itself?");
   const YAML::Node root = parse(read_file(file), file.string());
   if (root.IsNull()) return;
-  LLATTE_CHECK(root.IsMap(), file.string(), ": a config is a map of sections (model:, tokens:, ...), this is not");
+  LLATTE_CHECK(root.IsMap(), file.string(),
+               ": a config is a map of sections (model:, tokens:, ...), this is not");
   if (const YAML::Node base = root["include"]) {
     LLATTE_CHECK(base.IsScalar(), file.string(), ":", base.Mark().line + 1, ": include is ", shown(base),
                  "; name one file");

@@ -1,5 +1,6 @@
 // YAML in, a flat list of settings out: `tokens.micro_batch_size` -> value, with the file and line it came
-// from, so that every complaint can say where to look. Knows nothing of what the keys mean: that is schema.cpp.
+// from, so that every complaint can say where to look. Knows nothing of what the keys mean: that is
+// schema.cpp.
 //   include: other.yaml   is read first (path relative to the including file), then overridden key by key
 //   key.path=value        from the command line overrides both; the value is YAML
 // A list of maps is flattened with numbers (`data_stages.0.name`); any other list is one setting.

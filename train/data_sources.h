@@ -1,0 +1,33 @@
+// From the words of a config to token files: a .ds file or a folder of them as it is; text is tokenised on
+// first use into <run>/cache, under a name made of its contents and the tokenizer's, so that a changed text
+// or tokenizer is never mistaken for the old one.
+#pragma once
+#include <memory>
+#include <optional>
+#include "data/token_file.h"
+#include "data/tokenizer.h"
+#include "train/config.h"
+
+namespace llatte {
+
+class DataSources {
+ public:
+  // tokenizer: a folder or file, or empty; it is loaded when a text is first met.
+  DataSources(std::filesystem::path cache, std::string tokenizer, int64_t vocab_size);
+  std::vector<TokenFile> open(const std::string& file_or_folder);
+  std::unique_ptr<Loader> loader(const DataStage& stage, int64_t sequence_length);
+
+ private:
+  TokenFile tokenised(const std::filesystem::path& text);
+  const Tokenizer& tokenizer_for(const std::filesystem::path& text);
+
+  std::filesystem::path cache_;
+  std::string tokenizer_path_;
+  int64_t vocab_size_;
+  std::optional<Tokenizer> tokenizer_;
+};
+
+// The tokenizer.json of a folder or file as text; empty if `path` is empty.
+std::string tokenizer_json(const std::string& path);
+
+}  // namespace llatte

@@ -1,0 +1,81 @@
+#include "train/plan.h"
+#include <algorithm>
+#include <iomanip>
+#include <set>
+#include <sstream>
+
+namespace llatte {
+namespace {
+
+int64_t attention_parameters(const LlamaConfig& m) {
+  const int64_t D = m.hidden_size, E = m.head_dim, H = m.num_attention_heads, K = m.num_key_value_heads;
+  return 2 * D * H * E + 2 * D * K * E + (m.qkv_bias ? (H + 2 * K) * E : 0) + (m.qk_norm ? 2 * E : 0);
+}
+
+int64_t norm_parameters(const LlamaConfig& m) { return (2 * m.num_hidden_layers + 1) * m.hidden_size; }
+
+// What one block's closures hold per token, in elements: x and its norm twice (4 D), the rotated q and the
+// attention output (2 H E), the rotated k, and v (2 K E), gate, up and their product (3 F).
+int64_t block_elements(const LlamaConfig& m) {
+  return 4 * m.hidden_size + 2 * (m.num_attention_heads + m.num_key_value_heads) * m.head_dim +
+         3 * m.intermediate_size;
+}
+
+std::string mib(int64_t bytes) { return str((bytes + (1 << 19)) >> 20, " MiB"); }
+
+std::string schedule_lines(const Schedule& s) {
+  const int64_t start = s.decay_starting_step.value_or(s.warmup_steps);
+  const int64_t end = s.decay_steps ? start + *s.decay_steps : std::max(start, s.total_steps);
+  std::ostringstream os;
+  os << "schedule: " << (s.warmup_style.empty() ? "no" : s.warmup_style) << " warm-up over " << s.warmup_steps
+     << " steps, " << s.decay_style << " decay from step " << start << " to " << end << ", floor "
+     << s.min_decay_lr << '\n';
+  for (const int64_t t : std::set<int64_t>{0, s.warmup_steps, start, (start + end) / 2, s.total_steps - 1})
+    if (t < s.total_steps) os << "  lr of step " << std::left << std::setw(8) << t + 1 << s.at(t) << '\n';
+  return os.str();
+}
+
+}  // namespace
+
+int64_t parameter_count(const LlamaConfig& m) {
+  const int64_t mlp = 3 * m.hidden_size * m.intermediate_size;
+  return (m.tie_word_embeddings ? 1 : 2) * m.vocab_size * m.hidden_size +
+         m.num_hidden_layers * (attention_parameters(m) + mlp) + norm_parameters(m);
+}
+
+TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m) {
+  TrainPlan p;
+  const auto width = static_cast<int64_t>(size_of(c.dtype));
+  const int64_t rows = c.micro_batch * c.sequence_length, L = m.num_hidden_layers;
+  p.parameters = parameter_count(m);
+  p.trained_parameters = c.freeze_non_attn ? L * attention_parameters(m) + norm_parameters(m) : p.parameters;
+  p.tokens_per_step = c.tokens_per_step();
+  p.total_tokens = p.tokens_per_step * c.train_steps;
+  p.weight_bytes = p.parameters * width;
+  p.gradient_bytes = p.trained_parameters * 4;
+  p.optimizer_bytes = p.trained_parameters * (c.dtype == DType::bf16 ? 12 : 8);
+  const int64_t kept = c.recompute_layer ? L * m.hidden_size + block_elements(m) : L * block_elements(m);
+  p.activation_bytes = rows * (kept + 2 * m.hidden_size) * width;
+  return p;
+}
+
+std::string describe_plan(const TrainConfig& c, const LlamaConfig& m) {
+  const TrainPlan p = make_plan(c, m);
+  std::ostringstream os;
+  os << "run:      " << c.checkpoints.folder.string() << ", " << c.train_steps << " steps, " << name(c.dtype)
+     << '\n'
+     << "model:    " << p.parameters << " parameters, " << p.trained_parameters << " of them trained (D "
+     << m.hidden_size << ", L " << m.num_hidden_layers << ", H " << m.num_attention_heads << ", K "
+     << m.num_key_value_heads << ", E " << m.head_dim << ", F " << m.intermediate_size << ", V "
+     << m.vocab_size << ")\n"
+     << "tokens:   " << p.tokens_per_step << " per step (" << c.micro_batch << " sequences of "
+     << c.sequence_length << ", accumulated " << c.accumulation << " times), " << p.total_tokens
+     << " in all\n"
+     << "memory:   about " << mib(p.total_bytes()) << ": weights " << mib(p.weight_bytes) << ", gradients "
+     << mib(p.gradient_bytes) << ", optimizer " << mib(p.optimizer_bytes) << ", activations "
+     << mib(p.activation_bytes) << (c.recompute_layer ? " (recomputed layer by layer)\n" : "\n")
+     << schedule_lines(c.schedule);
+  return os.str();
+}
+
+}  // namespace llatte

@@ -1,0 +1,273 @@
+#include "train/trainer.h"
+#include <chrono>
+#include <cmath>
+#include "models/hf.h"
+
+namespace llatte {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+bool is_attention_or_norm(const std::string& name) {
+  return name.find("self_attn") != std::string::npos || name.find("norm") != std::string::npos;
+}
+
+void check_finite(const char* what, double value, int64_t step, double lr) {
+  LLATTE_CHECK(
+      std::isfinite(value), "step ", step, ": the ", what, " is ", value, " at learning rate ", lr,
+      "; nothing was updated and the last checkpoint stays: lower "
+      "optimizer.learning_rate_scheduler.learning_rate, warm up longer, or look at the data of this step");
+}
+
+// Where --resume leads: a checkpoint that has trainer/, or nothing.
+std::optional<fs::path> resume_point(const TrainConfig& c, const std::string& resume, Progress& progress) {
+  const fs::path run = c.checkpoints.folder;
+  const auto say = [&](const std::string& s) { progress.note(s); };
+  if (resume == "auto") return newest_whole(run, say);
+  if (resume == "never") {
+    LLATTE_CHECK(
+        saved_steps(run).empty() && !fs::exists(run / "metrics.jsonl"), run.string(),
+        " has been trained in already; choose another checkpoints.checkpoints_path, or --resume auto");
+    return std::nullopt;
+  }
+  if (has_trainer_state(resume)) return fs::path(resume);
+  const auto newest = newest_whole(resume, say);
+  LLATTE_CHECK(newest, resume,
+               " is no checkpoint to resume: it has neither trainer/state.json nor step folders");
+  return newest;
+}
+
+// resume_checkpoint_path may name a run folder: then its newest checkpoint is meant.
+fs::path start_folder(const std::string& path, Progress& progress) {
+  LLATTE_CHECK(fs::exists(path), path,
+               ": there are no start weights here; see checkpoints.resume_checkpoint_path");
+  if (fs::exists(fs::path(path) / "config.json")) return path;
+  return newest_whole(path, [&](const std::string& s) { progress.note(s); }).value_or(path);
+}
+
+// Settings that were changed since the checkpoint was written: allowed (a longer run, another rate), but
+// said.
+std::string changed_settings(const std::map<std::string, std::string>& before,
+                             const std::map<std::string, std::string>& now) {
+  std::string out;
+  for (const auto& [key, value] : now) {
+    const auto it = before.find(key);
+    const std::string old = it == before.end() ? "unset" : it->second;
+    if (old != value) out += (out.empty() ? "" : ", ") + key + " " + old + " -> " + value;
+  }
+  return out;
+}
+
+}  // namespace
+
+Trainer::Trainer(TrainConfig config, const std::string& resume)
+    : config_(std::move(config)), progress_(config_.train_steps, config_.log_interval) {
+  const fs::path run = config_.checkpoints.folder;
+  if (const auto checkpoint = resume_point(config_, resume, progress_)) start_from(*checkpoint);
+  else start_fresh();
+  fs::create_directories(run);
+  remove_temporary_folders(run);
+  open_data();
+  metrics_ = std::make_unique<MetricsFile>(run / "metrics.jsonl", state_.step);
+}
+
+// ---- one step
+// -------------------------------------------------------------------------------------------------
+StepRecord Trainer::step() {
+  const Clock::time_point start = Clock::now();
+  enter_stage();
+  const double lr = config_.schedule.at(state_.step - state_.schedule_start);
+  double loss = 0;
+  for (int64_t i = 0; i < config_.accumulation; ++i) loss += micro_batch(i) / double(config_.accumulation);
+  check_finite("loss", loss, state_.step + 1, lr);
+  const double grad_norm = optimizer_->step(lr);
+  check_finite("gradient norm", grad_norm, state_.step + 1, lr);
+
+  state_.step += 1;
+  state_.samples += config_.samples_per_step();
+  state_.stage_samples += config_.samples_per_step();
+  state_.tokens += config_.tokens_per_step();
+  const double seconds = seconds_since(start);
+  return {state_.step,
+          loss,
+          lr,
+          grad_norm,
+          state_.tokens,
+          double(config_.tokens_per_step()) / seconds,
+          seconds * 1000,
+          resident_bytes(),
+          {},
+          {}};
+}
+
+// Forward and backward of micro-batch `index` of this step. The loss is a mean over its tokens, the gradients
+// a mean over all micro-batches: hence the cotangent 1 / accumulation.
+double Trainer::micro_batch(int64_t index) {
+  const int64_t first = state_.stage_samples + index * config_.micro_batch;
+  const Batch batch = stages_[static_cast<size_t>(state_.stage)]->batch(first, config_.micro_batch);
+  const Var loss = model_->loss(batch.tokens, batch.targets);
+  backward(loss, Tensor::full(loss.shape(), 1.0 / double(config_.accumulation), loss.value.dtype(),
+                              loss.value.device()));
+  return loss.value.item();
+}
+
+// A stage serves the steps from its start_training_step (counted from 1) on, beginning with its first sample.
+void Trainer::enter_stage() {
+  int64_t stage = 0;
+  for (size_t i = 0; i < config_.stages.size(); ++i)
+    if (state_.step + 1 >= config_.stages[i].start_step) stage = static_cast<int64_t>(i);
+  if (stage == state_.stage) return;
+  state_.stage = stage;
+  state_.stage_samples = 0;
+}
+
+// ---- the run
+// --------------------------------------------------------------------------------------------------
+TrainSummary Trainer::run(const std::atomic<bool>& stop) {
+  const Clock::time_point start = Clock::now();
+  std::optional<StepRecord> last;
+  if (state_.step == 0 && config_.checkpoints.save_initial && checkpoint_.empty()) save();
+  while (state_.step < config_.train_steps && !out_of_patience() && !stop) {
+    last = step();
+    record_validation(*last);
+    metrics_->append(*last);
+    progress_.step(*last);
+    if (config_.checkpoints.interval > 0 && state_.step % config_.checkpoints.interval == 0) save();
+  }
+  const bool finished = state_.step >= config_.train_steps;
+  const std::string here = (config_.checkpoints.folder / std::to_string(state_.step)).string();
+  const bool wanted = config_.checkpoints.save_final || (stop && !finished);
+  if (last && wanted && checkpoint_ != here) save();
+  TrainSummary s{state_.step,
+                 state_.tokens,
+                 finished ? "finished" : stop ? "stopped" : "no improvement",
+                 {},
+                 {},
+                 {},
+                 seconds_since(start),
+                 checkpoint_};
+  if (last) s.loss = last->loss, s.val_loss = last->val_loss;
+  if (std::isfinite(state_.best_val_loss)) s.best_val_loss = state_.best_val_loss;
+  return s;
+}
+
+void Trainer::save() {
+  metrics_->sync();  // a checkpoint counts on the lines of its steps
+  save_checkpoint(config_.checkpoints.folder, *model_, *optimizer_, state_, tokenizer_json_);
+  checkpoint_ = (config_.checkpoints.folder / std::to_string(state_.step)).string();
+  if (config_.checkpoints.keep_last)
+    remove_old_checkpoints(config_.checkpoints.folder, *config_.checkpoints.keep_last);
+}
+
+// ---- validation
+// -----------------------------------------------------------------------------------------------
+void Trainer::record_validation(StepRecord& r) {
+  const bool due =
+      config_.validates() && (r.step % config_.val_interval == 0 || r.step == config_.train_steps);
+  if (!due) return;
+  r.val_loss = validate();
+  r.val_ppl = std::exp(*r.val_loss);
+  state_.validations_since_best += 1;
+  if (!(*r.val_loss < state_.best_val_loss)) return;
+  state_.best_val_loss = *r.val_loss;
+  state_.validations_since_best = 0;
+  save_best(config_.checkpoints.folder, *model_, tokenizer_json_);
+}
+
+// Whole, non-overlapping windows of sequence_length tokens, each predicting all but its first: what
+// `eval ppl --window` measures.
+double Trainer::validate() {
+  const NoGrad off;
+  const int64_t T = config_.sequence_length;
+  double sum = 0;
+  int64_t windows = 0, batches = 0;
+  for (const TokenFile& file : validation_)
+    for (int64_t w = 0; w < file.size() / T && (config_.val_batches == 0 || batches < config_.val_batches);
+         ++batches) {
+      const int64_t B = std::min(config_.micro_batch, file.size() / T - w);
+      Tensor tokens = Tensor::empty({B, T}, DType::i32), targets = Tensor::full({B, T}, -100, DType::i32);
+      for (int64_t b = 0; b < B; ++b) {
+        file.copy((w + b) * T, T, tokens.data<int32_t>() + b * T);
+        file.copy((w + b) * T + 1, T - 1, targets.data<int32_t>() + b * T);
+      }
+      sum += model_->loss(tokens, targets).value.item() * double(B);
+      windows += B;
+      w += B;
+    }
+  return sum / double(windows);
+}
+
+bool Trainer::out_of_patience() const {
+  return config_.patience && state_.validations_since_best >= *config_.patience;
+}
+
+// ---- beginnings
+// -----------------------------------------------------------------------------------------------
+void Trainer::start_from(const fs::path& checkpoint) {
+  state_ = read_state(checkpoint);
+  const std::string changed = changed_settings(state_.settings, config_.settings);
+  if (!changed.empty()) progress_.note("resuming with other settings than the checkpoint's: " + changed);
+  model_ = load_hf(checkpoint, config_.dtype);
+  check_model_keys(config_, model_->config(), checkpoint.string());
+  make_optimizer();
+  load_optimizer(checkpoint, *optimizer_);
+  state_.settings = config_.settings;
+  tokenizer_path_ = config_.tokenizer.empty() && fs::exists(checkpoint / "tokenizer.json")
+                        ? checkpoint.string()
+                        : config_.tokenizer;
+  checkpoint_ = checkpoint.string();
+  progress_.note(str("resuming ", checkpoint.string(), " at step ", state_.step));
+}
+
+void Trainer::start_fresh() {
+  state_.settings = config_.settings;
+  tokenizer_path_ = config_.tokenizer;
+  if (config_.start_weights().empty()) {
+    model_ = std::make_unique<Llama>(config_.model, config_.dtype);
+    model_->init(config_.seed, config_.init_std);
+    return make_optimizer();
+  }
+  const fs::path start = start_folder(config_.start_weights(), progress_);
+  model_ = load_hf(start, config_.dtype);
+  check_model_keys(config_, model_->config(), start.string());
+  if (tokenizer_path_.empty() && fs::exists(start / "tokenizer.json")) tokenizer_path_ = start.string();
+  make_optimizer();
+  if (config_.checkpoints.start.empty() || !has_trainer_state(start)) return;
+  state_ = read_state(start);
+  state_.settings = config_.settings;
+  if (config_.checkpoints.load_optimizer) load_optimizer(start, *optimizer_);
+  if (!config_.checkpoints.load_schedule) state_.schedule_start = state_.step;
+  progress_.note(str("continuing ", start.string(), " at step ", state_.step));
+}
+
+void Trainer::make_optimizer() {
+  model_->set_recompute(config_.recompute_layer);
+  optimizer_ = config_.freeze_non_attn ? std::make_unique<AdamW>(*model_, config_.adamw, is_attention_or_norm)
+                                       : std::make_unique<AdamW>(*model_, config_.adamw);
+}
+
+void Trainer::open_data() {
+  LLATTE_CHECK(config_.sequence_length <= model_->config().max_position_embeddings, config_.file,
+               ": tokens.sequence_length is ", config_.sequence_length, " but the model has only ",
+               model_->config().max_position_embeddings, " positions; shorten the sequences");
+  tokenizer_json_ = tokenizer_json(tokenizer_path_);
+  DataSources data(config_.checkpoints.folder / "cache", tokenizer_path_, model_->config().vocab_size);
+  for (const DataStage& s : config_.stages) stages_.push_back(data.loader(s, config_.sequence_length));
+  LLATTE_CHECK(state_.stage < static_cast<int64_t>(stages_.size()), "the checkpoint is in data stage ",
+               state_.stage + 1, ", but ", config_.file, " has only ", stages_.size(),
+               "; keep the stages that were trained on");
+  if (!config_.validates()) return;
+  validation_ = data.open(config_.val_dataset);
+  int64_t windows = 0;
+  for (const TokenFile& f : validation_) windows += f.size() / config_.sequence_length;
+  LLATTE_CHECK(windows > 0 && config_.sequence_length > 1, config_.val_dataset, " has no whole window of ",
+               config_.sequence_length,
+               " tokens to validate on; shorten tokens.sequence_length or name more data");
+}
+
+}  // namespace llatte

@@ -1,0 +1,61 @@
+// The training loop: one Trainer is one run. Read step() first: everything else prepares for it or keeps what
+// it made. Laws:
+//   - a run is a pure function of config, data and thread count: k steps, kill -9 and a resume give the same
+//     weights, moments and metrics, bit for bit, as a run that was never disturbed
+//   - a loss or gradient norm that is not finite stops the run before anything is updated
+#pragma once
+#include <atomic>
+#include <memory>
+#include "train/checkpoint.h"
+#include "train/config.h"
+#include "train/data_sources.h"
+#include "train/progress.h"
+
+namespace llatte {
+
+struct TrainSummary {
+  int64_t step = 0, tokens = 0;
+  std::string why;  // "finished", "stopped" (signal), "no improvement" (early stopping)
+  std::optional<double> loss, val_loss, best_val_loss;
+  double seconds = 0;
+  std::string checkpoint;  // the last one written or resumed from; empty: none
+};
+
+class Trainer {
+ public:
+  // resume: "auto" continues the newest whole checkpoint of the run folder, if there is one; "never" refuses
+  // a run folder that has been trained in; anything else is the checkpoint (or run) folder to continue from.
+  Trainer(TrainConfig config, const std::string& resume);
+  // Trains until the config's train_steps, until `stop` becomes true (the step in hand is finished and
+  // saved), or until validation has not improved for `patience` times.
+  TrainSummary run(const std::atomic<bool>& stop);
+
+  StepRecord step();  // one optimizer step
+  double validate();  // mean loss over the validation windows
+  Llama& model() { return *model_; }
+  AdamW& optimizer() { return *optimizer_; }
+  const TrainState& state() const { return state_; }
+
+ private:
+  void start_from(const std::filesystem::path& checkpoint);
+  void start_fresh();
+  void make_optimizer();
+  void open_data();
+  void enter_stage();
+  double micro_batch(int64_t index);
+  void record_validation(StepRecord& r);
+  bool out_of_patience() const;
+  void save();
+
+  TrainConfig config_;
+  TrainState state_;
+  Progress progress_;
+  std::string tokenizer_path_, tokenizer_json_, checkpoint_;
+  std::unique_ptr<Llama> model_;
+  std::unique_ptr<AdamW> optimizer_;
+  std::vector<std::unique_ptr<Loader>> stages_;
+  std::vector<TokenFile> validation_;
+  std::unique_ptr<MetricsFile> metrics_;
+};
+
+}  // namespace llatte
