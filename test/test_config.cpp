@@ -1,0 +1,231 @@
+// The config schema: every key of the reference is known, every refusal is one sentence with file, line, key, value.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <doctest/doctest.h>
+#include <yaml-cpp/yaml.h>
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include "train/config.h"
+#include "train/plan.h"
+
+using namespace llatte;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Folder {
+  fs::path path = fs::temp_directory_path() / ("llatte-config-" + std::to_string(::getpid()));
+  Folder() { fs::create_directories(path); }
+  ~Folder() { fs::remove_all(path); }
+  std::string write(const std::string& name, const std::string& text) const {
+    std::ofstream(path / name) << text;
+    return (path / name).string();
+  }
+};
+
+const std::string kSmall =
+    "model: {preset: clm-60m}\n"
+    "tokens: {train_steps: 10, sequence_length: 64}\n"
+    "data_stages: [{name: a, start_training_step: 1, data: {dataset: {dataset_folder: x.ds}}}]\n";
+
+// The sentence with which this config is refused; "" if it is not.
+std::string refusal(const std::string& more, const std::vector<std::string>& overrides = {}) {
+  const Folder f;
+  const std::string file = f.write("c.yaml", kSmall + more);
+  try {
+    load_train_config(file, overrides);
+    return "";
+  } catch (const Error& e) {
+    std::string s = e.what();
+    if (const size_t at = s.find(file); at != std::string::npos) s.replace(at, file.size(), "c.yaml");
+    return s;
+  }
+}
+
+TrainConfig load(const std::string& more, const std::vector<std::string>& overrides = {}) {
+  const Folder f;
+  return load_train_config(f.write("c.yaml", kSmall + more), overrides);
+}
+
+void list_keys(const YAML::Node& n, const std::string& at, std::vector<std::string>& out) {
+  if (n.IsMap())
+    for (const auto& e : n) list_keys(e.second, at.empty() ? e.first.Scalar() : at + "." + e.first.Scalar(), out);
+  else if (n.IsSequence() && n[0].IsMap())
+    list_keys(n[0], at + ".*", out);
+  else
+    out.push_back(at);
+}
+
+}  // namespace
+
+TEST_CASE("every key of the reference is known") {
+  std::vector<std::string> keys;
+  const std::vector<std::string> known = known_config_keys();
+  list_keys(YAML::LoadFile("test/fixtures/config/reference.yaml"), "", keys);
+  CHECK(keys.size() > 100);
+  for (const std::string& key : keys) {
+    INFO(key);
+    CHECK((key == "include" || std::find(known.begin(), known.end(), key) != known.end()));
+  }
+}
+
+TEST_CASE("the reference loads once what comes later is left out") {
+  const Folder f;
+  f.write("base.yaml", "general: {seed: 7}\n");
+  fs::copy_file("test/fixtures/config/reference.yaml", f.path / "reference.yaml");
+  const TrainConfig c = load_train_config(f.path / "reference.yaml",
+                                          {"model.model_config.RoPE=null", "model.model_config.SVD=null",
+                                           "model.model_config.HLA=null", "parallelism.dp=1"});
+  CHECK(c.seed == 42);
+  CHECK(c.checkpoints.interval == 1800);
+  CHECK(c.stages.at(0).folders == std::vector<std::string>{"folderA", "folderB"});
+  CHECK(c.stages[0].weights == std::vector<double>{0.7, 0.3});
+  CHECK(c.dtype == DType::bf16);
+  CHECK(c.init_std == 0.0416);
+  CHECK(parameter_count(c.model) == 82101120);
+  CHECK(c.schedule.decay_starting_step == 16200);
+  CHECK(c.schedule.decay_style == "1-sqrt");
+  CHECK(c.schedule.total_steps == 18000);
+  CHECK(c.adamw.weight_decay == 0.01);
+  CHECK(c.tokens_per_step() == 8 * 2 * 2048);
+  CHECK(c.tokenizer == "assets/tokenizer");
+  REQUIRE(c.warnings.size() == 1);
+  for (const char* key : {"checkpoints.checkpoints_path_is_shared_file_system", "data_stages.0.data.num_loading_workers",
+                          "profiler", "tokens.limit_test_batches"})
+    CHECK(c.warnings[0].find(key) != std::string::npos);
+}
+
+TEST_CASE("the configs that come with the project load") {
+  CHECK(parameter_count(load_train_config("configs/clm-60m.yaml").model) == 82101120);
+  CHECK(parameter_count(load_train_config("configs/smollm-135m.yaml").model) == 134515008);
+  CHECK(load_train_config("configs/smollm-135m.yaml").checkpoints.folder == "runs/smollm-135m");
+  CHECK(load_train_config("configs/tiny.yaml").train_steps == 20);
+}
+
+TEST_CASE("parameters are counted as the model has them") {
+  for (const char* file : {"configs/tiny.yaml", "configs/clm-60m.yaml"}) {
+    LlamaConfig c = load_train_config(file).model;
+    c.vocab_size = 100;
+    for (const bool tied : {false, true}) {
+      c.tie_word_embeddings = tied;
+      Llama model(c, DType::bf16);
+      CHECK(param_count(model) == parameter_count(c));
+    }
+  }
+}
+
+TEST_CASE("unknown keys name the nearest known one, with file and line") {
+  CHECK(refusal("optimizer:\n  weight_decai: 0.1\n") ==
+        "c.yaml:5: unknown key optimizer.weight_decai; did you mean optimizer.weight_decay?");
+  CHECK(refusal("optimiser: {clip_grad: 1}\n") ==
+        "c.yaml:4: unknown key optimiser.clip_grad; did you mean optimizer.clip_grad?");
+  CHECK(refusal("", {"tokens.learning_rate=1"}) ==
+        "command line: unknown key tokens.learning_rate; did you mean "
+        "optimizer.learning_rate_scheduler.learning_rate?");
+  CHECK(refusal("", {"tokens.micro_batchsize=4"}) ==
+        "command line: unknown key tokens.micro_batchsize; did you mean tokens.micro_batch_size?");
+}
+
+TEST_CASE("wrong types and values") {
+  CHECK(refusal("general: {seed: many}\n") == "c.yaml:4: general.seed is many; a whole number is needed");
+  CHECK(refusal("general: {seed: 1.5}\n") == "c.yaml:4: general.seed is 1.5; a whole number is needed");
+  CHECK(refusal("", {"tokens.train_steps=0"}) == "command line: tokens.train_steps is 0; it must be at least 1");
+  CHECK(refusal("", {"tokens.train_steps='5'"}) ==
+        "command line: tokens.train_steps is \"5\"; a whole number is needed");
+  CHECK(refusal("", {"optimizer.clip_grad=-1"}) == "command line: optimizer.clip_grad is -1; it must be at least 0");
+  CHECK(refusal("", {"optimizer.weight_decay=.nan"}) ==
+        "command line: optimizer.weight_decay is .nan; a number is needed");
+  CHECK(refusal("", {"model.dtype=float16"}) == "command line: model.dtype is float16; choose float32 or bfloat16");
+  CHECK(refusal("", {"checkpoints.save_final_state=maybe"}) ==
+        "command line: checkpoints.save_final_state is maybe; write true or false");
+  CHECK(refusal("", {"optimizer.learning_rate_scheduler.lr_decay_style=step"}) ==
+        "command line: optimizer.learning_rate_scheduler.lr_decay_style is step; choose linear, cosine or 1-sqrt");
+  CHECK(refusal("logging: 3\n") == "c.yaml:4: logging is 3; it is a section with keys below it");
+  CHECK(refusal("", {"model.preset=clm-61m"}).find("command line: model.preset is clm-61m; choose clm-60m, ") == 0);
+  CHECK(refusal("", {"tokens.sequence_length=[1, 2]"}) ==
+        "command line: tokens.sequence_length is [1, 2]; a whole number is needed");
+}
+
+TEST_CASE("what can't be honoured is an error") {
+  const std::string one = "; a model is not split over processes here; use 1";
+  CHECK(refusal("", {"parallelism.tp=2"}) == "command line: parallelism.tp is 2" + one);
+  CHECK(refusal("", {"parallelism.pp=2"}) == "command line: parallelism.pp is 2" + one);
+  CHECK(refusal("", {"parallelism.expert_parallel_size=2"}) == "command line: parallelism.expert_parallel_size is 2" + one);
+  CHECK(refusal("parallelism: {dp: 4}\n") ==
+        "c.yaml:4: parallelism.dp is 4; it must equal the number of processes, which is 1; leave it out or start as many");
+  CHECK(refusal("", {"model.model_config.hidden_act=gelu"}) ==
+        "command line: model.model_config.hidden_act is gelu; silu is the only activation here");
+  CHECK(refusal("", {"optimizer.optimizer_factory.name=sgd"}) ==
+        "command line: optimizer.optimizer_factory.name is sgd; adamw is the only optimizer here");
+  CHECK(refusal("", {"model.model_config.rope_scaling.rope_type=yarn"}) ==
+        "command line: model.model_config.rope_scaling.rope_type is yarn; only llama3's rope_scaling is supported");
+}
+
+TEST_CASE("what later parts bring is refused until then") {
+  for (const std::string& o : std::vector<std::string>{
+           "model.model_config.RoPE.partial_rope_version=4", "model.model_config.SVD.method=7",
+           "model.model_config.SVD.version=7", "model.model_config.HLA.rope=aligned", "optimizer.zero_stage=1",
+           "distill.teacher=folder", "checkpoints.format=nanotron", "checkpoints.resume_checkpoint_path=a.gguf"}) {
+    INFO(o);
+    const std::string said = refusal("", {o});
+    CHECK(said.find("command line: " + o.substr(0, o.find('=')) + " is " + o.substr(o.find('=') + 1)) == 0);
+    CHECK(said.find("not built yet") != std::string::npos);
+  }
+  // The settings that leave the model as it is are upstream's baseline run.
+  CHECK(refusal("", {"model.model_config.RoPE.partial_rope_version=0", "model.model_config.SVD.method=0"}).empty());
+}
+
+TEST_CASE("settings that do not fit together") {
+  CHECK(refusal("", {"tokens.val_check_interval=5"}).find("validation.dataset is missing") != std::string::npos);
+  CHECK(refusal("validation: {dataset: a, patience: 2}\n").find("validation.patience is 2 but nothing is validated") !=
+        std::string::npos);
+  CHECK(refusal("", {"tokens.sequence_length=4096"}).find("max_position_embeddings 2048") != std::string::npos);
+  CHECK(refusal("", {"data_stages.0.start_training_step=5"}).find("the first data stage starts at step 5") !=
+        std::string::npos);
+  CHECK(refusal("", {"data_stages.0.data.dataset.dataset_weights=[0.5, 0.5]"})
+            .find("1 dataset folders but 2 dataset_weights") != std::string::npos);
+  CHECK(refusal("", {"data_stages=[]"}).find("data_stages is missing") != std::string::npos);
+  CHECK(refusal("", {"model.preset=null"}).find("model.model_config.hidden_size is missing") != std::string::npos);
+  CHECK(refusal("", {"model.init_method.path=a", "checkpoints.resume_checkpoint_path=b"}).find("keep one") !=
+        std::string::npos);
+}
+
+TEST_CASE("broken files and overrides are sentences") {
+  CHECK(refusal("general: {seed: 1}\ngeneral: {seed: 2}\n") == "c.yaml:5: the key 'general' appears twice; keep one of them");
+  CHECK(refusal("tokens2: [\n").find("this is not YAML") != std::string::npos);
+  CHECK(refusal("", {"tokens.train_steps"}).find("is no override; write key.path=value") != std::string::npos);
+  CHECK(refusal("", {"=3"}).find("is no override") != std::string::npos);
+  CHECK(refusal("", {"tokens.train_steps=[1"}).find("this is not YAML") != std::string::npos);
+  CHECK(refusal("include: c.yaml\n").find("does one include itself?") != std::string::npos);
+  CHECK(refusal("include: nowhere.yaml\n").find("nowhere.yaml") != std::string::npos);
+  CHECK(refusal("general: &a {run: *a}\n").find("") == 0);  // refused or read, never a crash
+  CHECK_THROWS_AS(load_train_config("no/such/file.yaml"), Error);
+  const Folder f;
+  CHECK_THROWS_WITH_AS(load_train_config(f.write("l.yaml", "- a\n- b\n")),
+                       doctest::Contains("a config is a map of sections"), Error);
+}
+
+TEST_CASE("includes and overrides: the later word wins, key by key") {
+  const Folder f;
+  f.write("base.yaml", kSmall + "general: {seed: 1, run: base}\nmodel: {dtype: bfloat16, preset: clm-60m}\n");
+  f.write("base.yaml", "general: {seed: 1, run: base}\n" + kSmall + "optimizer: {clip_grad: 3, weight_decay: 0.5}\n");
+  const std::string top = f.write("top.yaml", "include: base.yaml\ngeneral: {seed: 2}\noptimizer: {clip_grad: null}\n"
+                                              "model: {model_config: {vocab_size: 1000}}\n");
+  const TrainConfig c = load_train_config(top, {"general.run=mine", "data_stages.0.data.seed=9", "optimizer={weight_decay: 0.25}"});
+  CHECK(c.seed == 2);
+  CHECK(c.run == "mine");
+  CHECK(c.adamw.clip_grad == 0);
+  CHECK(c.adamw.weight_decay == 0.25);
+  CHECK(c.stages.at(0).seed == 9);
+  CHECK(c.stages[0].name == "a");
+  CHECK(c.model.vocab_size == 1000);  // explicit keys win over the preset
+  CHECK(c.model.hidden_size == 384);
+  CHECK(c.settings.at("general.run") == "mine");
+}
+
+TEST_CASE("nanotron's defaults") {
+  const TrainConfig c = load("", {"optimizer.learning_rate_scheduler.learning_rate=0.5"});
+  CHECK(c.schedule.min_decay_lr == 0.5);  // no floor given: no decay
+  CHECK(c.init_std == c.model.initializer_range);
+  CHECK(c.dtype == DType::f32);
+}
