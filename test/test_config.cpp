@@ -1,4 +1,5 @@
-// The config schema: every key of the reference is known, every refusal is one sentence with file, line, key, value.
+// The config schema: every key of the reference is known, every refusal is one sentence with file, line, key,
+// value.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <yaml-cpp/yaml.h>
@@ -49,11 +50,10 @@ TrainConfig load(const std::string& more, const std::vector<std::string>& overri
 
 void list_keys(const YAML::Node& n, const std::string& at, std::vector<std::string>& out) {
   if (n.IsMap())
-    for (const auto& e : n) list_keys(e.second, at.empty() ? e.first.Scalar() : at + "." + e.first.Scalar(), out);
-  else if (n.IsSequence() && n[0].IsMap())
-    list_keys(n[0], at + ".*", out);
-  else
-    out.push_back(at);
+    for (const auto& e : n)
+      list_keys(e.second, at.empty() ? e.first.Scalar() : at + "." + e.first.Scalar(), out);
+  else if (n.IsSequence() && n[0].IsMap()) list_keys(n[0], at + ".*", out);
+  else out.push_back(at);
 }
 
 }  // namespace
@@ -90,8 +90,8 @@ TEST_CASE("the reference loads once what comes later is left out") {
   CHECK(c.tokens_per_step() == 8 * 2 * 2048);
   CHECK(c.tokenizer == "assets/tokenizer");
   REQUIRE(c.warnings.size() == 1);
-  for (const char* key : {"checkpoints.checkpoints_path_is_shared_file_system", "data_stages.0.data.num_loading_workers",
-                          "profiler", "tokens.limit_test_batches"})
+  for (const char* key : {"checkpoints.checkpoints_path_is_shared_file_system",
+                          "data_stages.0.data.num_loading_workers", "profiler", "tokens.limit_test_batches"})
     CHECK(c.warnings[0].find(key) != std::string::npos);
 }
 
@@ -129,19 +129,25 @@ TEST_CASE("unknown keys name the nearest known one, with file and line") {
 TEST_CASE("wrong types and values") {
   CHECK(refusal("general: {seed: many}\n") == "c.yaml:4: general.seed is many; a whole number is needed");
   CHECK(refusal("general: {seed: 1.5}\n") == "c.yaml:4: general.seed is 1.5; a whole number is needed");
-  CHECK(refusal("", {"tokens.train_steps=0"}) == "command line: tokens.train_steps is 0; it must be at least 1");
+  CHECK(refusal("", {"tokens.train_steps=0"}) ==
+        "command line: tokens.train_steps is 0; it must be at least 1");
   CHECK(refusal("", {"tokens.train_steps='5'"}) ==
         "command line: tokens.train_steps is \"5\"; a whole number is needed");
-  CHECK(refusal("", {"optimizer.clip_grad=-1"}) == "command line: optimizer.clip_grad is -1; it must be at least 0");
+  CHECK(refusal("", {"optimizer.clip_grad=-1"}) ==
+        "command line: optimizer.clip_grad is -1; it must be at least 0");
   CHECK(refusal("", {"optimizer.weight_decay=.nan"}) ==
         "command line: optimizer.weight_decay is .nan; a number is needed");
-  CHECK(refusal("", {"model.dtype=float16"}) == "command line: model.dtype is float16; choose float32 or bfloat16");
+  CHECK(refusal("", {"model.dtype=float16"}) ==
+        "command line: model.dtype is float16; choose float32 or bfloat16");
   CHECK(refusal("", {"checkpoints.save_final_state=maybe"}) ==
         "command line: checkpoints.save_final_state is maybe; write true or false");
   CHECK(refusal("", {"optimizer.learning_rate_scheduler.lr_decay_style=step"}) ==
-        "command line: optimizer.learning_rate_scheduler.lr_decay_style is step; choose linear, cosine or 1-sqrt");
+        "command line: optimizer.learning_rate_scheduler.lr_decay_style is step; choose linear, cosine or "
+        "1-sqrt");
   CHECK(refusal("logging: 3\n") == "c.yaml:4: logging is 3; it is a section with keys below it");
-  CHECK(refusal("", {"model.preset=clm-61m"}).find("command line: model.preset is clm-61m; choose clm-60m, ") == 0);
+  CHECK(
+      refusal("", {"model.preset=clm-61m"}).find("command line: model.preset is clm-61m; choose clm-60m, ") ==
+      0);
   CHECK(refusal("", {"tokens.sequence_length=[1, 2]"}) ==
         "command line: tokens.sequence_length is [1, 2]; a whole number is needed");
 }
@@ -150,50 +156,60 @@ TEST_CASE("what can't be honoured is an error") {
   const std::string one = "; a model is not split over processes here; use 1";
   CHECK(refusal("", {"parallelism.tp=2"}) == "command line: parallelism.tp is 2" + one);
   CHECK(refusal("", {"parallelism.pp=2"}) == "command line: parallelism.pp is 2" + one);
-  CHECK(refusal("", {"parallelism.expert_parallel_size=2"}) == "command line: parallelism.expert_parallel_size is 2" + one);
+  CHECK(refusal("", {"parallelism.expert_parallel_size=2"}) ==
+        "command line: parallelism.expert_parallel_size is 2" + one);
   CHECK(refusal("parallelism: {dp: 4}\n") ==
-        "c.yaml:4: parallelism.dp is 4; it must equal the number of processes, which is 1; leave it out or start as many");
+        "c.yaml:4: parallelism.dp is 4; it must equal the number of processes, which is 1; leave it out or "
+        "start as many");
   CHECK(refusal("", {"model.model_config.hidden_act=gelu"}) ==
         "command line: model.model_config.hidden_act is gelu; silu is the only activation here");
   CHECK(refusal("", {"optimizer.optimizer_factory.name=sgd"}) ==
         "command line: optimizer.optimizer_factory.name is sgd; adamw is the only optimizer here");
   CHECK(refusal("", {"model.model_config.rope_scaling.rope_type=yarn"}) ==
-        "command line: model.model_config.rope_scaling.rope_type is yarn; only llama3's rope_scaling is supported");
+        "command line: model.model_config.rope_scaling.rope_type is yarn; only llama3's rope_scaling is "
+        "supported");
 }
 
 TEST_CASE("what later parts bring is refused until then") {
   for (const std::string& o : std::vector<std::string>{
            "model.model_config.RoPE.partial_rope_version=4", "model.model_config.SVD.method=7",
-           "model.model_config.SVD.version=7", "model.model_config.HLA.rope=aligned", "optimizer.zero_stage=1",
-           "distill.teacher=folder", "checkpoints.format=nanotron", "checkpoints.resume_checkpoint_path=a.gguf"}) {
+           "model.model_config.SVD.version=7", "model.model_config.HLA.rope=aligned",
+           "optimizer.zero_stage=1", "distill.teacher=folder", "checkpoints.format=nanotron",
+           "checkpoints.resume_checkpoint_path=a.gguf"}) {
     INFO(o);
     const std::string said = refusal("", {o});
     CHECK(said.find("command line: " + o.substr(0, o.find('=')) + " is " + o.substr(o.find('=') + 1)) == 0);
     CHECK(said.find("not built yet") != std::string::npos);
   }
   // The settings that leave the model as it is are upstream's baseline run.
-  CHECK(refusal("", {"model.model_config.RoPE.partial_rope_version=0", "model.model_config.SVD.method=0"}).empty());
+  CHECK(refusal("", {"model.model_config.RoPE.partial_rope_version=0", "model.model_config.SVD.method=0"})
+            .empty());
 }
 
 TEST_CASE("settings that do not fit together") {
-  CHECK(refusal("", {"tokens.val_check_interval=5"}).find("validation.dataset is missing") != std::string::npos);
-  CHECK(refusal("validation: {dataset: a, patience: 2}\n").find("validation.patience is 2 but nothing is validated") !=
+  CHECK(refusal("", {"tokens.val_check_interval=5"}).find("validation.dataset is missing") !=
         std::string::npos);
-  CHECK(refusal("", {"tokens.sequence_length=4096"}).find("max_position_embeddings 2048") != std::string::npos);
+  CHECK(refusal("validation: {dataset: a, patience: 2}\n")
+            .find("validation.patience is 2 but nothing is validated") != std::string::npos);
+  CHECK(refusal("", {"tokens.sequence_length=4096"}).find("max_position_embeddings 2048") !=
+        std::string::npos);
   CHECK(refusal("", {"data_stages.0.start_training_step=5"}).find("the first data stage starts at step 5") !=
         std::string::npos);
   CHECK(refusal("", {"data_stages.0.data.dataset.dataset_weights=[0.5, 0.5]"})
             .find("1 dataset folders but 2 dataset_weights") != std::string::npos);
   CHECK(refusal("", {"data_stages=[]"}).find("data_stages is missing") != std::string::npos);
-  CHECK(refusal("", {"model.preset=null"}).find("model.model_config.hidden_size is missing") != std::string::npos);
+  CHECK(refusal("", {"model.preset=null"}).find("model.model_config.hidden_size is missing") !=
+        std::string::npos);
   CHECK(refusal("", {"model.init_method.path=a", "checkpoints.resume_checkpoint_path=b"}).find("keep one") !=
         std::string::npos);
 }
 
 TEST_CASE("broken files and overrides are sentences") {
-  CHECK(refusal("general: {seed: 1}\ngeneral: {seed: 2}\n") == "c.yaml:5: the key 'general' appears twice; keep one of them");
+  CHECK(refusal("general: {seed: 1}\ngeneral: {seed: 2}\n") ==
+        "c.yaml:5: the key 'general' appears twice; keep one of them");
   CHECK(refusal("tokens2: [\n").find("this is not YAML") != std::string::npos);
-  CHECK(refusal("", {"tokens.train_steps"}).find("is no override; write key.path=value") != std::string::npos);
+  CHECK(refusal("", {"tokens.train_steps"}).find("is no override; write key.path=value") !=
+        std::string::npos);
   CHECK(refusal("", {"=3"}).find("is no override") != std::string::npos);
   CHECK(refusal("", {"tokens.train_steps=[1"}).find("this is not YAML") != std::string::npos);
   CHECK(refusal("include: c.yaml\n").find("does one include itself?") != std::string::npos);
@@ -208,10 +224,13 @@ TEST_CASE("broken files and overrides are sentences") {
 TEST_CASE("includes and overrides: the later word wins, key by key") {
   const Folder f;
   f.write("base.yaml", kSmall + "general: {seed: 1, run: base}\nmodel: {dtype: bfloat16, preset: clm-60m}\n");
-  f.write("base.yaml", "general: {seed: 1, run: base}\n" + kSmall + "optimizer: {clip_grad: 3, weight_decay: 0.5}\n");
-  const std::string top = f.write("top.yaml", "include: base.yaml\ngeneral: {seed: 2}\noptimizer: {clip_grad: null}\n"
-                                              "model: {model_config: {vocab_size: 1000}}\n");
-  const TrainConfig c = load_train_config(top, {"general.run=mine", "data_stages.0.data.seed=9", "optimizer={weight_decay: 0.25}"});
+  f.write("base.yaml",
+          "general: {seed: 1, run: base}\n" + kSmall + "optimizer: {clip_grad: 3, weight_decay: 0.5}\n");
+  const std::string top = f.write("top.yaml",
+                                  "include: base.yaml\ngeneral: {seed: 2}\noptimizer: {clip_grad: null}\n"
+                                  "model: {model_config: {vocab_size: 1000}}\n");
+  const TrainConfig c = load_train_config(
+      top, {"general.run=mine", "data_stages.0.data.seed=9", "optimizer={weight_decay: 0.25}"});
   CHECK(c.seed == 2);
   CHECK(c.run == "mine");
   CHECK(c.adamw.clip_grad == 0);

@@ -67,7 +67,8 @@ TEST_CASE("every fixture case, every step") {
 
 TEST_CASE("a decay length left out reaches to the end, not to the end less the warm-up") {
   int found = 0;
-  for (const json& c : fixture()["cases"]) {
+  const json cases = fixture()["cases"];
+  for (const json& c : cases) {
     if (!takes_warmup_twice(c["config"])) continue;
     ++found;
     Schedule s = schedule_of(c["config"]);

@@ -15,7 +15,8 @@ std::string pattern_of(const std::string& path) {
     const bool number = !part.empty() &&
                         std::all_of(part.begin(), part.end(), [](char ch) { return ch >= '0' && ch <= '9'; });
     LLATTE_CHECK(!number || part.size() <= 3, path, ": a list can have up to 1000 entries");
-    out += (out.empty() ? "" : ".") + (number ? std::string("*") : part);
+    if (!out.empty()) out += '.';
+    out += number ? "*" : part;
   }
   return out;
 }
