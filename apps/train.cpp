@@ -70,6 +70,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.cli.add_flag("--dry-run", dry_run, "print parameters, tokens, memory and schedule, and train nothing");
   return app.run(argc, argv, [&] {
+    for (const std::string& o : overrides)
+      if (o.find('=') == std::string::npos)
+        throw llatte::UsageError("'" + o + "' is no key.path=value override");
     const llatte::TrainConfig c = llatte::load_train_config(config, overrides);
     for (const std::string& w : c.warnings) std::cerr << w << std::endl;
     if (dry_run) return print_plan(app, c);
