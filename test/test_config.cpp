@@ -164,7 +164,7 @@ TEST_CASE("what can't be honoured is an error") {
   CHECK(refusal("", {"model.model_config.hidden_act=gelu"}) ==
         "command line: model.model_config.hidden_act is gelu; silu is the only activation here");
   CHECK(refusal("", {"optimizer.optimizer_factory.name=sgd"}) ==
-        "command line: optimizer.optimizer_factory.name is sgd; adamw is the only optimizer here");
+        "command line: optimizer.optimizer_factory.name is sgd; adamW is the only optimizer here");
   CHECK(refusal("", {"model.model_config.rope_scaling.rope_type=yarn"}) ==
         "command line: model.model_config.rope_scaling.rope_type is yarn; only llama3's rope_scaling is "
         "supported");

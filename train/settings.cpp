@@ -125,6 +125,7 @@ Settings read_settings(const std::filesystem::path& file, const std::vector<std:
 
 std::string shown(const YAML::Node& value) {
   if (value.IsNull()) return "null";
+  if (value.Tag() == "!") return str('"', value.Scalar().substr(0, 60), '"');  // quoted: a text, not a number
   YAML::Emitter e;
   e << YAML::Flow << value;
   std::string s = e.good() ? e.c_str() : "?";

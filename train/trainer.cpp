@@ -74,6 +74,7 @@ Trainer::Trainer(TrainConfig config, const std::string& resume)
   remove_temporary_folders(run);
   open_data();
   metrics_ = std::make_unique<MetricsFile>(run / "metrics.jsonl", state_.step);
+  events_ = std::make_unique<TfEventWriter>(run);
 }
 
 // ---- one step
@@ -135,8 +136,7 @@ TrainSummary Trainer::run(const std::atomic<bool>& stop) {
   while (state_.step < config_.train_steps && !out_of_patience() && !stop) {
     last = step();
     record_validation(*last);
-    metrics_->append(*last);
-    progress_.step(*last);
+    record(*last);
     if (config_.checkpoints.interval > 0 && state_.step % config_.checkpoints.interval == 0) save();
   }
   const bool finished = state_.step >= config_.train_steps;
@@ -154,6 +154,16 @@ TrainSummary Trainer::run(const std::atomic<bool>& stop) {
   if (last) s.loss = last->loss, s.val_loss = last->val_loss;
   if (std::isfinite(state_.best_val_loss)) s.best_val_loss = state_.best_val_loss;
   return s;
+}
+
+// metrics.jsonl is the record; TensorBoard's file is drawn from the same numbers.
+void Trainer::record(const StepRecord& r) {
+  metrics_->append(r);
+  const std::pair<const char*, double> scalars[] = {
+      {"loss", r.loss}, {"lr", r.lr}, {"grad_norm", r.grad_norm}, {"tokens_per_s", r.tokens_per_s}};
+  for (const auto& [tag, value] : scalars) events_->scalar(tag, r.step, static_cast<float>(value));
+  if (r.val_loss) events_->scalar("val_loss", r.step, static_cast<float>(*r.val_loss));
+  progress_.step(r);
 }
 
 void Trainer::save() {

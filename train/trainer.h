@@ -6,6 +6,7 @@
 #pragma once
 #include <atomic>
 #include <memory>
+#include "data/tfevents.h"
 #include "train/checkpoint.h"
 #include "train/config.h"
 #include "train/data_sources.h"
@@ -44,6 +45,7 @@ class Trainer {
   void enter_stage();
   double micro_batch(int64_t index);
   void record_validation(StepRecord& r);
+  void record(const StepRecord& r);
   bool out_of_patience() const;
   void save();
 
@@ -56,6 +58,7 @@ class Trainer {
   std::vector<std::unique_ptr<Loader>> stages_;
   std::vector<TokenFile> validation_;
   std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<TfEventWriter> events_;
 };
 
 }  // namespace llatte
