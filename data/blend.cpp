@@ -23,8 +23,9 @@ Blend blend(const std::vector<int64_t>& sizes, std::vector<double> weights) {
     size_t best = 0;
     double most = 0;
     for (size_t f = 0; f < sizes.size(); ++f) {
-      const double behind =
-          weights[f] * static_cast<double>(std::max<int64_t>(i, 1)) - static_cast<double>(b.taken[f]);
+      // volatile: rounded before the subtraction, as numpy has it; a fused multiply-add breaks ties otherwise
+      const volatile double share = weights[f] * static_cast<double>(std::max<int64_t>(i, 1));
+      const double behind = share - static_cast<double>(b.taken[f]);
       if (f == 0 || behind > most) best = f, most = behind;
     }
     b.source.push_back(static_cast<uint16_t>(best));
