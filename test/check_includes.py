@@ -10,6 +10,12 @@ BELOW = {  # room -> the rooms right below it; what is below those is allowed to
     "apps": ["train"], "bench": ["train"], "test": ["train"],
 }
 PRIVATE = ("tensor/cpu/", "tensor/cuda/")  # only files inside may include these
+ONLY_IN = {  # a library -> the rooms that may know it, besides tests and benches
+    "yaml-cpp/": {"train"},
+    "nlohmann/": {"data", "models", "convert", "eval", "train", "apps"},
+    "pcre2": {"data"},
+    "CLI/": {"apps"},
+}
 VENDOR = re.compile(r"dnnl|oneapi|cblas|lapack|mpi\.h|cuda|cublas|cusolver|nccl")
 INCLUDE = re.compile(r'\s*#\s*include\s+([<"])([^>"]+)[>"]')
 
@@ -20,8 +26,14 @@ def reach(room):
 
 def offence(path, quote, target):
     here, room = path.as_posix(), path.parts[0]
+    if quote == "<" and room not in ("test", "bench"):
+        if VENDOR.search(target) and room != "tensor":
+            return "vendor header outside tensor/"
+        for library, rooms in ONLY_IN.items():
+            if target.startswith(library) and room not in rooms:
+                return f"{library} belongs to {', '.join(sorted(rooms))}"
     if quote == "<":
-        return "vendor header outside tensor/" if VENDOR.search(target) and room != "tensor" else None
+        return None
     if target.split("/")[0] in BELOW and target.split("/")[0] not in reach(room):
         return f"{room}/ may not include {target.split('/')[0]}/"
     if any(target.startswith(p) and not here.startswith(p) for p in PRIVATE) and room not in ("test", "bench"):

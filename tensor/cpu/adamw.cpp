@@ -40,6 +40,14 @@ void step(T* w, const A* grad, A* m, A* v, A* p, int64_t n, const Scalars<A> c) 
   });
 }
 
+template <class T>
+double sum_of_squares(const T* x, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += double(x[i]) * double(x[i]);
+  return sum;
+}
+
 }  // namespace
 
 void adamw(Tensor& w, const Tensor& g, Tensor& m, Tensor& v, Tensor& master, const AdamWStep& s) {
@@ -58,13 +66,8 @@ void sum_squares(const Tensor& x, Tensor& out) {
   double* sums = partial.data<double>();
   dispatch_float(x.dtype(), "sum_squares", [&]<class T>() {
     const T* px = x.data<T>();
-    for_rows(blocks, kBlock, [=](int64_t b) {
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t i = b * kBlock; i < std::min(n, (b + 1) * kBlock); ++i)
-        sum += double(acc_t<T>(px[i])) * double(acc_t<T>(px[i]));
-      sums[b] = sum;
-    });
+    for_rows(blocks, kBlock,
+             [=](int64_t b) { sums[b] = sum_of_squares(px + b * kBlock, std::min(kBlock, n - b * kBlock)); });
   });
   double total = 0;
   for (int64_t b = 0; b < blocks; ++b) total += sums[b];

@@ -1,6 +1,7 @@
 // Elementwise arithmetic and sums over rows. bf16 numbers are widened to f32, used, and rounded once.
 #include <algorithm>
 #include "tensor/cpu/parallel.h"
+#include "tensor/cpu/simd_math.h"
 #include "tensor/kernels.h"
 
 namespace llatte::cpu {
@@ -18,6 +19,23 @@ void binary(const char* op, const Tensor& a, const Tensor& b, Tensor& y, F f) {
 }
 
 constexpr int64_t kColumns = 256;  // of a matrix that one thread sums at a time
+
+template <class T>
+void add_row(const T* x, const T* b, int64_t D, T* y) {
+#pragma omp simd
+  for (int64_t i = 0; i < D; ++i) store(y + i, acc_t<T>(x[i]) + acc_t<T>(b[i]));
+}
+
+// sum_i = sum over N rows of x, `stride` apart.
+template <class T>
+void sum_columns(const T* x, int64_t stride, int64_t N, int64_t width, acc_t<T>* sum) {
+  double total[kColumns] = {};
+  for (int64_t n = 0; n < N; ++n) {
+#pragma omp simd
+    for (int64_t i = 0; i < width; ++i) total[i] += double(x[n * stride + i]);
+  }
+  for (int64_t i = 0; i < width; ++i) sum[i] = static_cast<acc_t<T>>(total[i]);
+}
 
 }  // namespace
 
@@ -54,13 +72,9 @@ void accumulate(const Tensor& x, Tensor& sum) {
 void add_bias(const Tensor& x, const Tensor& b, Tensor& y) {
   const int64_t D = b.numel(), N = D ? x.numel() / D : 0;
   dispatch_float(y.dtype(), "add_bias", [&]<class T>() {
-    using A = acc_t<T>;
     const T *px = x.data<T>(), *pb = b.data<T>();
     T* py = y.data<T>();
-    for_rows(N, D, [=](int64_t n) {
-#pragma omp simd
-      for (int64_t i = 0; i < D; ++i) py[n * D + i] = T(A(px[n * D + i]) + A(pb[i]));
-    });
+    for_rows(N, D, [=](int64_t n) { add_row(px + n * D, pb, D, py + n * D); });
   });
 }
 
@@ -69,17 +83,11 @@ void add_bias(const Tensor& x, const Tensor& b, Tensor& y) {
 void sum_rows(const Tensor& x, Tensor& sum) {
   const int64_t D = sum.numel(), N = D ? x.numel() / D : 0, tiles = (D + kColumns - 1) / kColumns;
   dispatch_float(x.dtype(), "sum_rows", [&]<class T>() {
-    using A = acc_t<T>;
     const T* px = x.data<T>();
-    A* ps = sum.data<A>();
+    acc_t<T>* ps = sum.data<acc_t<T>>();
     for_rows(tiles, N * kColumns, [=](int64_t tile) {
-      const int64_t begin = tile * kColumns, width = std::min(kColumns, D - begin);
-      double total[kColumns] = {};
-      for (int64_t n = 0; n < N; ++n) {
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) total[i] += A(px[n * D + begin + i]);
-      }
-      for (int64_t i = 0; i < width; ++i) ps[begin + i] = static_cast<A>(total[i]);
+      const int64_t begin = tile * kColumns;
+      sum_columns(px + begin, D, N, std::min(kColumns, D - begin), ps + begin);
     });
   });
 }

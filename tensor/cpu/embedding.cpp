@@ -17,6 +17,12 @@ void check_ids(const Tensor& ids, int64_t V) {
   }
 }
 
+template <class T>
+void add_to(acc_t<T>* sum, const T* x, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) sum[i] += acc_t<T>(x[i]);
+}
+
 }  // namespace
 
 void embedding_fwd(const Tensor& ids, const Tensor& w, Tensor& y) {
@@ -40,13 +46,8 @@ void embedding_bwd(const Tensor& dy, const Tensor& ids, Tensor& dw) {
     const T* g = dy.data<T>();
     A* pdw = dw.data<A>();
     for_rows((D + kColumns - 1) / kColumns, N * kColumns, [=](int64_t tile) {
-      const int64_t begin = tile * kColumns, end = std::min(D, begin + kColumns);
-      for (int64_t n = 0; n < N; ++n) {
-        const T* gn = g + n * D;
-        A* row = pdw + id[n] * D;
-#pragma omp simd
-        for (int64_t i = begin; i < end; ++i) row[i] += A(gn[i]);
-      }
+      const int64_t begin = tile * kColumns, width = std::min(kColumns, D - begin);
+      for (int64_t n = 0; n < N; ++n) add_to(pdw + id[n] * D + begin, g + n * D + begin, width);
     });
   });
 }

@@ -25,7 +25,8 @@ void for_each(int64_t n, F f) {
   }
 }
 
-// f(row) for row in [0, rows), each of about `width` numbers.
+// f(row) for row in [0, rows), each of about `width` numbers. f hands plain pointers to a function that holds
+// the simd loop: read through f itself, they would be gathered lane by lane.
 template <class F>
 void for_rows(int64_t rows, int64_t width, F f) {
 #pragma omp parallel for schedule(static) firstprivate(f) if (rows > 1 && rows * width > kParallelFrom)

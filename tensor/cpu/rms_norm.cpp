@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include "tensor/cpu/parallel.h"
+#include "tensor/cpu/simd_math.h"
 #include "tensor/kernels.h"
 
 namespace llatte::cpu {
@@ -18,7 +19,7 @@ void forward_row(const T* x, const T* w, double eps, int64_t D, T* y, A* r) {
   for (int64_t i = 0; i < D; ++i) ss += A(x[i]) * A(x[i]);
   const A rn = A(1 / std::sqrt(double(ss) / double(D) + eps));
 #pragma omp simd
-  for (int64_t i = 0; i < D; ++i) y[i] = T(A(x[i]) * rn * A(w[i]));
+  for (int64_t i = 0; i < D; ++i) store(y + i, A(x[i]) * rn * A(w[i]));
   *r = rn;
 }
 
@@ -32,18 +33,18 @@ void backward_row(const T* dy, const T* x, const T* w, A r, int64_t D, T* dx, A*
 #pragma omp simd
   for (int64_t i = 0; i < D; ++i) {
     dw[i] += A(dy[i]) * A(x[i]) * r;
-    dx[i] = T(r * (A(dy[i]) * A(w[i]) - A(x[i]) * c));
+    store(dx + i, r * (A(dy[i]) * A(w[i]) - A(x[i]) * c));
   }
 }
 
 // total_D = the partial_BD, added up in double.
 template <class A>
 void add_partials(const A* partial, int64_t B, int64_t D, A* total) {
-  for_rows(D, B, [=](int64_t i) {
+  for (int64_t i = 0; i < D; ++i) {
     double sum = 0;
     for (int64_t b = 0; b < B; ++b) sum += partial[b * D + i];
     total[i] = static_cast<A>(sum);
-  });
+  }
 }
 
 }  // namespace

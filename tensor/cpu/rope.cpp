@@ -1,6 +1,7 @@
 // RoPE in the half-split layout: pair p of a head is dims (p, p + P), turned by the angle a of its position:
 //   (u, v) -> (u cos a - v sin a,  v cos a + u sin a).
 #include "tensor/cpu/parallel.h"
+#include "tensor/cpu/simd_math.h"
 #include "tensor/kernels.h"
 
 namespace llatte::cpu {
@@ -20,8 +21,8 @@ void turn(const T* x, const A* cos, const A* sin, A sign, int64_t P, T* y) {
 #pragma omp simd
   for (int64_t p = 0; p < P; ++p) {
     const A u = A(x[p]), v = A(x[P + p]), c = cos[p], s = sign * sin[p];
-    y[p] = T(u * c - v * s);
-    y[P + p] = T(v * c + u * s);
+    store(y + p, u * c - v * s);
+    store(y + P + p, v * c + u * s);
   }
 }
 
@@ -32,8 +33,8 @@ void turn_chosen(const T* x, const A* cos, const A* sin, A sign, const int32_t* 
   for (int64_t p = 0; p < P; ++p) {
     const int32_t j = column[p] < 0 ? 0 : column[p];
     const A u = A(x[p]), v = A(x[P + p]), c = cos[j], s = sign * sin[j];
-    y[p] = T(column[p] < 0 ? u : u * c - v * s);
-    y[P + p] = T(column[p] < 0 ? v : v * c + u * s);
+    store(y + p, column[p] < 0 ? u : u * c - v * s);
+    store(y + P + p, column[p] < 0 ? v : v * c + u * s);
   }
 }
 

@@ -18,7 +18,7 @@ void forward_row(const T* x, int64_t D, T* y) {
   for (int64_t i = 0; i < D; ++i) sum += simd_exp(A(x[i]) - max);
   const A scale = 1 / sum;
 #pragma omp simd
-  for (int64_t i = 0; i < D; ++i) y[i] = T(simd_exp(A(x[i]) - max) * scale);
+  for (int64_t i = 0; i < D; ++i) store(y + i, simd_exp(A(x[i]) - max) * scale);
 }
 
 template <class T, class A>
@@ -27,7 +27,7 @@ void backward_row(const T* dy, const T* y, int64_t D, T* dx) {
 #pragma omp simd reduction(+ : dot)
   for (int64_t i = 0; i < D; ++i) dot += A(dy[i]) * A(y[i]);
 #pragma omp simd
-  for (int64_t i = 0; i < D; ++i) dx[i] = T(A(y[i]) * (A(dy[i]) - dot));
+  for (int64_t i = 0; i < D; ++i) store(dx + i, A(y[i]) * (A(dy[i]) - dot));
 }
 
 }  // namespace
