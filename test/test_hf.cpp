@@ -232,9 +232,9 @@ TEST_CASE("f16 on disk widens exactly") {
     const size_t begin = bytes.size(), n = static_cast<size_t>(numel_of(e.shape));
     for (size_t i = 0; i < n; ++i) bytes += "\x55\x35";
     json shape = e.shape;
-    header +=
-        (header.size() > 1 ? "," : "") + str('"', name, "\":{\"dtype\":\"F16\",\"shape\":", shape.dump(),
-                                             ",\"data_offsets\":[", begin, ",", bytes.size(), "]}");
+    if (header.size() > 1) header += ",";
+    header += str('"', name, "\":{\"dtype\":\"F16\",\"shape\":", shape.dump(), ",\"data_offsets\":[", begin,
+                  ",", bytes.size(), "]}");
   }
   header += "}";
   std::string length(8, '\0');
