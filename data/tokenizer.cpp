@@ -61,6 +61,7 @@ struct Tokenizer::Impl {
     for (const AddedToken& t : spec.added) add_added(t);
     for (int b = 0; b < 256; ++b) byte_ids[b] = byte_id(b);
     for (size_t i = 0; i < spec.merges.size(); ++i) add_merge(i);
+    spec.vocab = {}, spec.merges = {};  // the tables above hold all that is needed
   }
 
   // Tables are indexed by id, so a hole of billions must not be believed. Small holes exist in the wild.

@@ -24,7 +24,9 @@ struct Field {
   Field at(size_t i) const { return {value[i], name + "[" + std::to_string(i) + "]"}; }
   // A missing key and null say the same.
   bool has(const char* key) const { return value.contains(key) && !value[key].is_null(); }
-  std::string sub(const char* key) const { return (name.back() == ':' ? " " : ".") + std::string(key); }
+  std::string sub(const char* key) const {
+    return std::string(1, name.back() == ':' ? ' ' : '.').append(key);
+  }
 
   const Field& want(bool ok, const char* type) const {
     LLATTE_CHECK(ok, name, " is ", shown(), ", not ", type);
