@@ -1,0 +1,191 @@
+// One benchmark per op, at clm-60m's shapes: 2 sequences of 512 tokens unless the name says otherwise.
+//   GF/s  multiply-adds count two; causal attention counts only the half it computes
+//   GB/s  numbers the op has to read or write, once each; operands of a few MiB come from the caches
+// Not here: correctness (test/) and the whole training step (bench/train_step.cpp).
+#include <benchmark/benchmark.h>
+#include <functional>
+#include <random>
+#include "tensor/kernels.h"
+
+namespace llatte {
+namespace {
+
+// D width  H query heads  K kv heads  E head width  F ffn  V vocab  N tokens
+constexpr int64_t D = 384, H = 6, K = 2, E = 64, F = 1408, V = 49152, N = 1024;
+
+// A prepared call and what one of it costs.
+struct Case {
+  std::function<void()> call;
+  double flops = 0, bytes = 0;
+};
+using Make = std::function<Case(DType)>;
+
+void time_case(benchmark::State& state, const Make& make, DType t) {
+  const Case c = make(t);
+  c.call();  // the first call builds primitives and touches pages
+  for (auto _ : state) c.call();
+  using benchmark::Counter;
+  if (c.flops > 0) state.counters["GF/s"] = Counter(c.flops * 1e-9, Counter::kIsIterationInvariantRate);
+  if (c.bytes > 0) state.counters["GB/s"] = Counter(c.bytes * 1e-9, Counter::kIsIterationInvariantRate);
+}
+
+void add_case(const std::string& name, Make make) {
+  for (DType t : {DType::f32, DType::bf16}) {
+    auto body = [make, t](benchmark::State& state) { time_case(state, make, t); };
+    benchmark::RegisterBenchmark((name + "/" + llatte::name(t)).c_str(), body)
+        ->Unit(benchmark::kMillisecond)
+        ->UseRealTime();  // OpenMP's other threads do not count as this thread's CPU time
+  }
+}
+
+Tensor random(const Shape& shape, DType t) {
+  static uint64_t stream = 0;
+  Tensor x = Tensor::empty(shape, t);
+  kernels::random_normal(1, ++stream, 0, 0.5, x);
+  return x;
+}
+
+Tensor random_ids(int64_t n, int32_t below) {
+  std::mt19937 engine(7);
+  std::vector<int32_t> ids(n);
+  for (auto& id : ids) id = static_cast<int32_t>(engine() % static_cast<uint32_t>(below));
+  return Tensor::from(ids, {n});
+}
+
+double total_bytes(std::initializer_list<Tensor> tensors) {
+  double sum = 0;
+  for (const Tensor& t : tensors) sum += static_cast<double>(t.bytes());
+  return sum;
+}
+
+Case product(Tensor a, Tensor b, Tensor c) {
+  const double flops = 2.0 * a.size(0) * a.size(1) * b.size(1);
+  return {[=]() mutable { kernels::matmul(a, b, c, 0); }, flops};
+}
+
+// The three products of y_NO = x_NI w_OI^T: forward, gradient of x, gradient of w (summed in f32).
+void add_linear(const std::string& layer, int64_t rows, int64_t I, int64_t O) {
+  const std::string at = "matmul/" + layer + "_" + str(rows, "x", I, "x", O);
+  add_case(at + "/fwd", [=](DType t) {
+    return product(random({rows, I}, t), random({O, I}, t).transpose(0, 1), Tensor::empty({rows, O}, t));
+  });
+  add_case(at + "/dx", [=](DType t) {
+    return product(random({rows, O}, t), random({O, I}, t), Tensor::empty({rows, I}, t));
+  });
+  add_case(at + "/dw", [=](DType t) {
+    return product(random({rows, O}, t).transpose(0, 1), random({rows, I}, t),
+                   Tensor::empty({O, I}, acc_dtype(t)));
+  });
+}
+
+struct AttentionTensors {
+  Tensor q, k, v, o, lse, dout, dq, dk, dv;
+  AttentionTensors(int64_t B, int64_t T, DType t)
+      : q(random({B, T, H, E}, t)),
+        k(random({B, T, K, E}, t)),
+        v(random({B, T, K, E}, t)),
+        o(Tensor::empty_like(q)),
+        lse(Tensor::empty({B, H, T}, acc_dtype(t))),
+        dout(random({B, T, H, E}, t)),
+        dq(Tensor::empty_like(q)),
+        dk(Tensor::empty_like(k)),
+        dv(Tensor::empty_like(v)) {}
+};
+
+// One causal product of [T,E] by [E,T]: T(T+1)/2 dot products of length E for each of B H heads.
+double causal_flops(int64_t B, int64_t T) { return 2.0 * B * H * E * T * (T + 1) / 2; }
+
+void add_attention(int64_t B, int64_t T) {
+  const std::string at = "attention/" + str(B, "x", T);
+  add_case(at + "/fwd", [=](DType t) {
+    auto call = [a = AttentionTensors(B, T, t)]() mutable {
+      kernels::attention_fwd(a.q, a.k, a.v, 0.125, a.o, a.lse);
+    };
+    return Case{call, 2 * causal_flops(B, T)};  // q k, p v
+  });
+  add_case(at + "/bwd", [=](DType t) {
+    AttentionTensors a(B, T, t);
+    kernels::attention_fwd(a.q, a.k, a.v, 0.125, a.o, a.lse);
+    auto call = [a]() mutable {
+      kernels::attention_bwd(a.dout, a.q, a.k, a.v, a.o, a.lse, 0.125, a.dq, a.dk, a.dv);
+    };
+    return Case{call, 5 * causal_flops(B, T)};  // q k again, dv, dp, dq, dk
+  });
+}
+
+Case loss_case(DType t) {
+  Tensor x = random({N, D}, t), w = random({V, D}, t), targets = random_ids(N, V);
+  Tensor losses = Tensor::empty({N}, acc_dtype(t)), dx = Tensor::empty_like(x),
+         dw = Tensor::empty({V, D}, acc_dtype(t));
+  auto call = [=]() mutable { kernels::linear_cross_entropy(x, w, targets, -100, losses, dx, dw); };
+  return {call, 3 * 2.0 * N * D * V};  // logits, dx, dw
+}
+
+Case rms_norm_fwd_case(DType t) {
+  Tensor x = random({N, D}, t), w = random({D}, t), y = Tensor::empty_like(x),
+         r = Tensor::empty({N}, acc_dtype(t));
+  return {[=]() mutable { kernels::rms_norm_fwd(x, w, 1e-5, y, r); }, 0, total_bytes({x, y})};
+}
+
+Case rms_norm_bwd_case(DType t) {
+  Tensor x = random({N, D}, t), w = random({D}, t), dy = random({N, D}, t), dx = Tensor::empty_like(x);
+  Tensor r = Tensor::full({N}, 2.0, acc_dtype(t)), dw = Tensor::empty({D}, acc_dtype(t));
+  return {[=]() mutable { kernels::rms_norm_bwd(dy, x, w, r, dx, dw); }, 0, total_bytes({x, dy, dx})};
+}
+
+Case rope_case(DType t) {
+  Tensor x = random({N, H, E}, t), y = Tensor::empty_like(x), cos = random({N, E / 2}, acc_dtype(t)),
+         sin = random({N, E / 2}, acc_dtype(t)), pos = random_ids(N, N);
+  return {[=]() mutable { kernels::rope(x, cos, sin, pos, Tensor(), false, y); }, 0,
+          total_bytes({x, y, cos, sin})};
+}
+
+Case swiglu_fwd_case(DType t) {
+  Tensor gate = random({N, F}, t), up = random({N, F}, t), y = Tensor::empty_like(gate);
+  return {[=]() mutable { kernels::swiglu_fwd(gate, up, y); }, 0, total_bytes({gate, up, y})};
+}
+
+Case swiglu_bwd_case(DType t) {
+  Tensor gate = random({N, F}, t), up = random({N, F}, t), dy = random({N, F}, t),
+         dgate = Tensor::empty_like(gate), dup = Tensor::empty_like(up);
+  return {[=]() mutable { kernels::swiglu_bwd(dy, gate, up, dgate, dup); }, 0,
+          total_bytes({dy, gate, up, dgate, dup})};
+}
+
+// The embedding's share of a step: 18.9 M of clm-60m's 82.1 M parameters.
+Case adamw_case(DType t) {
+  const DType acc = acc_dtype(t);
+  Tensor w = random({V, D}, t), g = random({V, D}, acc), m = Tensor::zeros({V, D}, acc),
+         v = Tensor::zeros({V, D}, acc), master = t == acc ? Tensor() : w.to(acc);
+  const AdamWStep step{1e-4, 0.9, 0.95, 1e-8, 0.01, 1.0, 100};
+  double bytes = total_bytes({w, g, m, v, m, v});
+  bytes += t == acc ? total_bytes({w}) : total_bytes({master, master});
+  return {[=]() mutable { kernels::adamw(w, g, m, v, master, step); }, 0, bytes};
+}
+
+void add_all() {
+  add_linear("q_proj", N, D, H * E);
+  add_linear("k_proj", N, D, K * E);
+  add_linear("gate_proj", N, D, F);
+  add_linear("down_proj", N, F, D);
+  add_linear("lm_head", 256, D, V);
+  add_attention(2, 512);
+  add_attention(1, 2048);
+  add_case("linear_cross_entropy/fwd_bwd", loss_case);
+  add_case("rms_norm/fwd", rms_norm_fwd_case);
+  add_case("rms_norm/bwd", rms_norm_bwd_case);
+  add_case("rope/6_heads", rope_case);
+  add_case("swiglu/fwd", swiglu_fwd_case);
+  add_case("swiglu/bwd", swiglu_bwd_case);
+  add_case("adamw/embedding", adamw_case);
+}
+
+}  // namespace
+}  // namespace llatte
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
+  llatte::add_all();
+  benchmark::RunSpecifiedBenchmarks();
+}
