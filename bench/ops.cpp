@@ -1,6 +1,6 @@
 // One benchmark per op, at clm-60m's shapes: 2 sequences of 512 tokens unless the name says otherwise.
-//   GF/s  multiply-adds count two; causal attention counts only the half it computes
-//   GB/s  numbers the op has to read or write, once each; operands of a few MiB come from the caches
+//   GF, per second: multiply-adds count two; causal attention counts only the half it computes
+//   GB, per second: numbers the op has to read or write, once each; operands of a few MiB come from the caches
 // Not here: correctness (test/) and the whole training step (bench/train_step.cpp).
 #include <benchmark/benchmark.h>
 #include <functional>
@@ -25,8 +25,8 @@ void time_case(benchmark::State& state, const Make& make, DType t) {
   c.call();  // the first call builds primitives and touches pages
   for (auto _ : state) c.call();
   using benchmark::Counter;
-  if (c.flops > 0) state.counters["GF/s"] = Counter(c.flops * 1e-9, Counter::kIsIterationInvariantRate);
-  if (c.bytes > 0) state.counters["GB/s"] = Counter(c.bytes * 1e-9, Counter::kIsIterationInvariantRate);
+  if (c.flops > 0) state.counters["GF"] = Counter(c.flops * 1e-9, Counter::kIsIterationInvariantRate);
+  if (c.bytes > 0) state.counters["GB"] = Counter(c.bytes * 1e-9, Counter::kIsIterationInvariantRate);
 }
 
 void add_case(const std::string& name, Make make) {
