@@ -1,6 +1,7 @@
 // c (..,M,N) = a (..,M,K) b (..,K,N), 2 or 3 dimensions; a batch of 1 broadcasts over the other's.
 //   da = dc b^T,  db = a^T dc;  where an operand was broadcast, its gradient is the sum over the batch (in
 //   acc).
+#include <algorithm>
 #include "autograd/op_checks.h"
 #include "autograd/ops.h"
 #include "tensor/kernels.h"  // matmul

@@ -9,16 +9,12 @@
 // Inputs and cotangents are rounded to bf16 first, so that all dtypes see the same numbers and only the
 // arithmetic differs. Tolerances are |got - want| <= tol (1 + |want|); the inputs are of order 1.
 #pragma once
-#include <doctest/doctest.h>
-#include <cmath>
 #include <functional>
 #include <limits>
-#include <random>
 #include "autograd/ops.h"
+#include "test/near.h"
 
 namespace llatte::test {
-
-using Vec = std::vector<double>;
 
 struct OpCase {
   std::string name;
@@ -40,31 +36,6 @@ constexpr int kProbes =
 
 inline double tolerance(const OpCase& c, DType t) {
   return t == DType::f64 ? kF64Tol : t == DType::f32 ? c.f32_tol : c.bf16_roundings / 256.0;
-}
-
-inline Vec noise(int64_t n, std::mt19937& rng) {
-  std::normal_distribution<double> normal;
-  Vec v(static_cast<size_t>(n));
-  for (double& e : v) e = bf16(static_cast<float>(normal(rng)));
-  return v;
-}
-
-inline Tensor to_tensor(const Vec& v, const Shape& s, DType t) { return Tensor::from(v, s).to(t); }
-inline Vec to_vec(const Tensor& t) { return t.to(DType::f64).to_vector<double>(); }
-
-inline bool near(double got, double want, double tol) {
-  return std::isfinite(want) && std::abs(got - want) <= tol * (1 + std::abs(want));
-}
-
-inline void check_near(const std::string& what, const Vec& got, const Vec& want, double tol) {
-  REQUIRE_MESSAGE(got.size() == want.size(), what);
-  int shown = 0;
-  for (size_t i = 0; i < want.size() && shown < 3; ++i)
-    if (!near(got[i], want[i], tol)) {
-      ++shown;
-      FAIL_CHECK(str(what, "[", i, "]: got ", got[i], ", want ", want[i], ", tolerance ", tol));
-    }
-  CHECK(shown == 0);
 }
 
 // ---- strided views of the same numbers; NaN lies around the second, so that nobody reads outside
@@ -205,22 +176,5 @@ inline void check(const OpCase& c) {
   check_views(c, p);
   check_gradients(c, p, types);
 }
-
-// f must throw an Error whose sentence contains `needle`.
-template <class F>
-void check_rejects(F&& f, const std::string& needle) {
-  try {
-    f();
-  } catch (const Error& e) {
-    const std::string said = e.what();
-    CHECK_MESSAGE(said.find(needle) != std::string::npos,
-                  "the sentence was: " << said << "; wanted: " << needle);
-    return;
-  }
-  FAIL_CHECK("accepted bad input, wanted: " << needle);
-}
-
-// A constant of random numbers, for what only shapes are tested of.
-inline Var some(const Shape& s, DType t = DType::f32) { return constant(Tensor::full(s, 0.5, t)); }
 
 }  // namespace llatte::test
