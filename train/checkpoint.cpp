@@ -36,6 +36,8 @@ json describe(const fs::path& file) {
 
 void verify(const fs::path& file, const json& wanted) {
   std::error_code none;
+  LLATTE_CHECK(wanted.is_object() && wanted.contains("bytes") && wanted.contains("checksum"), file.string(),
+               ": state.json holds neither its size nor its checksum");
   LLATTE_CHECK(fs::is_regular_file(file, none), file.string(), " is missing");
   const json found = describe(file);
   LLATTE_CHECK(found.at("bytes") == wanted.at("bytes"), file.string(), " has ", found.at("bytes"),
@@ -85,9 +87,9 @@ json to_json(const TrainState& s) {
 }
 
 int64_t count_of(const json& j, const char* key) {
-  LLATTE_CHECK(j.contains(key) && j[key].is_number_integer() && j[key].get<int64_t>() >= 0, "'", key,
-               "' is missing or no count");
-  return j[key].get<int64_t>();
+  const auto n = j.at(key).get<int64_t>();
+  LLATTE_CHECK(j.at(key).is_number_integer() && n >= 0, key, " is ", j.at(key), ", no count");
+  return n;
 }
 
 TrainState from_json(const json& j) {
@@ -163,12 +165,15 @@ bool has_trainer_state(const fs::path& checkpoint) {
 TrainState read_state(const fs::path& checkpoint) {
   const fs::path file = checkpoint / "trainer/state.json";
   const json j = parse_state(file);
+  TrainState state;
   try {
-    for (const auto& [name, wanted] : j.at("files").items()) verify(checkpoint / name, wanted);
-    return from_json(j);
-  } catch (const json::exception& e) {
+    state = from_json(j);
+    LLATTE_CHECK(j.at("files").is_object() && !j.at("files").empty(), "it lists no files");
+  } catch (const std::exception& e) {
     LLATTE_FAIL(file.string(), ": not a whole trainer state (", e.what(), ")");
   }
+  for (const auto& [name, wanted] : j.at("files").items()) verify(checkpoint / name, wanted);
+  return state;
 }
 
 void load_optimizer(const fs::path& checkpoint, AdamW& optimizer) {
