@@ -319,7 +319,7 @@ void backward_head(const Sizes& z, const BackwardTiles<A>& t, Head<const T> q, H
 template <class T, class A>
 void sum_groups(const Sizes& z, const A* parts, int64_t ld, A factor, Tensor& x) {
   const int64_t G = z.H / z.K, width = x.size(3);
-#pragma omp parallel for schedule(static) if (z.B * z.K * z.S * ld > (1 << 15))
+#pragma omp parallel for schedule(static)
   for (int64_t bk = 0; bk < z.B * z.K; ++bk) {
     Head<T> out = head_of<T>(x, bk / z.K, bk % z.K);
     for (int64_t s = 0; s < z.S; ++s)
