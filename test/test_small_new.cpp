@@ -1,6 +1,6 @@
 // operator new from free lists: the second of two equal rounds of small allocations calls malloc not once,
 // blocks of every form of new may be deleted by any thread, and threads and statics may die in any order.
-// Under a sanitizer the lists do not exist, and only the last of these is checked.
+// Under a sanitizer the lists do not exist, and the first of these is not checked.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
 #include <atomic>
