@@ -7,7 +7,7 @@ from pathlib import Path
 BELOW = {  # room -> the rooms right below it; what is below those is allowed too
     "tensor": [], "data": ["tensor"], "autograd": ["tensor"], "nn": ["autograd"], "optim": ["nn"],
     "models": ["nn", "data"], "convert": ["models"], "eval": ["models"], "train": ["eval", "convert", "optim"],
-    "apps": ["train"], "bench": ["train"], "test": ["train"],
+    "apps": ["train"], "bench": ["apps"], "test": ["apps", "bench"],
 }
 PRIVATE = ("tensor/cpu/", "tensor/cuda/")  # only files inside may include these
 ONLY_IN = {  # a library -> the rooms that may know it, besides tests and benches
