@@ -22,8 +22,8 @@ configure: deps
 deps:
 	@scripts/deps
 
-demo: all
-	@scripts/demo
+demo: configure
+	@BUILD=$(BUILD) scripts/demo
 
 test: all
 	@scripts/run-tests $(BUILD)

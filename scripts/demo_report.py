@@ -1,0 +1,70 @@
+"""What scripts/demo reads out of a run: demo_report.py METRICS.jsonl VERB ...
+  done                                the last step that is in the file
+  steps SECONDS                       how many steps fit into that time, at the median speed measured (40 to 500)
+  report STOPPED PPL.json MODEL SEC   the closing table
+"""
+import json
+import os
+import statistics
+import sys
+
+
+def records(path):
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is still being written
+
+
+def steps_that_fit(rows, seconds):
+    step_s = statistics.median(r["step_ms"] for r in rows[1:]) / 1000  # the first one builds caches
+    return min(500, max(40, int(min(seconds, 280) / step_s)))
+
+
+def size(path):
+    total = 0
+    for folder, _, names in os.walk(path):
+        total += sum(os.path.getsize(os.path.join(folder, n)) for n in names)
+    return total
+
+
+def report(rows, stopped, ppl_file, model, seconds):
+    with open(ppl_file, encoding="utf-8") as file:
+        ppl = json.load(file)
+    last = [r["loss"] for r in rows[-10:]]
+    run = os.path.dirname(model)
+    table = [
+        ("steps", f"{len(rows)} (interrupted after {stopped}, resumed)"),
+        ("tokens trained on", f"{rows[-1]['tokens']:,}"),
+        ("loss, step 1", f"{rows[0]['loss']:.3f}"),
+        (f"loss, mean of the last {len(last)} steps", f"{statistics.mean(last):.3f}"),
+        (f"perplexity of unseen text, {ppl['windows']} windows of 512", f"{ppl['ppl']:.1f}"),
+        ("training, tokens/s (median)", f"{statistics.median(r['tokens_per_s'] for r in rows):.0f}"),
+        ("largest memory while training, MiB", f"{max(r['rss_bytes'] for r in rows) / 2**20:.0f}"),
+        ("whole demo, seconds", seconds),
+    ]
+    width = max(len(name) for name, _ in table)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in table))
+    print("\nfiles written")
+    for name in sorted(os.listdir(run)):
+        print(f"{size(os.path.join(run, name)) or os.path.getsize(os.path.join(run, name)):>14,}  {run}/{name}")
+    for name in sorted(os.listdir(model)):
+        path = os.path.join(model, name)
+        print(f"{size(path) if os.path.isdir(path) else os.path.getsize(path):>14,}  {path}")
+
+
+def main():
+    path, verb, *rest = sys.argv[1:]
+    rows = records(path)
+    if verb == "done":
+        print(rows[-1]["step"] if rows else 0)
+    elif verb == "steps":
+        print(steps_that_fit(rows, float(rest[0])))
+    elif verb == "report":
+        report(rows, *rest)
+    else:
+        sys.exit(__doc__)
+
+
+main()
