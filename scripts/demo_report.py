@@ -1,5 +1,4 @@
 """What scripts/demo reads out of a run: demo_report.py METRICS.jsonl VERB ...
-  done                                the last step that is in the file
   steps SECONDS                       how many steps fit into that time, at the median speed measured (40 to 500)
   report STOPPED PPL.json MODEL SEC   the closing table
 """
@@ -10,11 +9,8 @@ import sys
 
 
 def records(path):
-    if not os.path.exists(path):
-        return []
     with open(path, encoding="utf-8") as file:
-        lines = file.read().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline is still being written
+        return [json.loads(line) for line in file]
 
 
 def steps_that_fit(rows, seconds):
@@ -57,9 +53,7 @@ def report(rows, stopped, ppl_file, model, seconds):
 def main():
     path, verb, *rest = sys.argv[1:]
     rows = records(path)
-    if verb == "done":
-        print(rows[-1]["step"] if rows else 0)
-    elif verb == "steps":
+    if verb == "steps":
         print(steps_that_fit(rows, float(rest[0])))
     elif verb == "report":
         report(rows, *rest)
