@@ -17,7 +17,8 @@ void on_signal(int signal) {
 
 llatte::LlamaConfig planned_model(const llatte::TrainConfig& c) {
   if (c.start_weights().empty()) return c.model;
-  return llatte::read_hf_config(std::filesystem::path(c.start_weights()) / "config.json");
+  const auto say = [](const std::string& s) { std::cerr << s << std::endl; };
+  return llatte::read_hf_config(llatte::start_folder(c.start_weights(), say) / "config.json");
 }
 
 void print_plan(const llatte::App& app, const llatte::TrainConfig& c) {

@@ -217,6 +217,16 @@ std::optional<fs::path> newest_whole(const fs::path& run,
   return std::nullopt;
 }
 
+fs::path start_folder(const fs::path& path, const std::function<void(const std::string&)>& say) {
+  LLATTE_CHECK(fs::exists(path), path.string(),
+               ": there are no start weights here; see checkpoints.resume_checkpoint_path");
+  if (fs::exists(path / "config.json")) return path;
+  const auto newest = newest_whole(path, say);
+  LLATTE_CHECK(newest, path.string(),
+               " holds neither a config.json nor checkpoints; name a folder of start weights");
+  return *newest;
+}
+
 void remove_old_checkpoints(const fs::path& run, int64_t keep) {
   const std::vector<int64_t> steps = saved_steps(run);
   for (size_t i = 0; i + static_cast<size_t>(keep) < steps.size(); ++i) {

@@ -52,6 +52,9 @@ std::vector<int64_t> saved_steps(const std::filesystem::path& run);
 // nullopt if the run has no checkpoint; throws if it has some but none is whole.
 std::optional<std::filesystem::path> newest_whole(const std::filesystem::path& run,
                                                   const std::function<void(const std::string&)>& say);
+// Where start weights are: `path` itself if it holds a config.json, else its newest whole checkpoint.
+std::filesystem::path start_folder(const std::filesystem::path& path,
+                                   const std::function<void(const std::string&)>& say);
 // Deletes all but the newest `keep` step folders, and what a killed process left half-written.
 void remove_old_checkpoints(const std::filesystem::path& run, int64_t keep);
 void remove_temporary_folders(const std::filesystem::path& run);

@@ -42,14 +42,6 @@ std::optional<fs::path> resume_point(const TrainConfig& c, const std::string& re
   return newest;
 }
 
-// resume_checkpoint_path may name a run folder: then its newest checkpoint is meant.
-fs::path start_folder(const std::string& path, Progress& progress) {
-  LLATTE_CHECK(fs::exists(path), path,
-               ": there are no start weights here; see checkpoints.resume_checkpoint_path");
-  if (fs::exists(fs::path(path) / "config.json")) return path;
-  return newest_whole(path, [&](const std::string& s) { progress.note(s); }).value_or(path);
-}
-
 // Settings that were changed since the checkpoint was written: allowed (a longer run, another rate), but
 // said.
 std::string changed_settings(const std::map<std::string, std::string>& before,
@@ -242,7 +234,8 @@ void Trainer::start_fresh() {
     model_->init(config_.seed, config_.init_std);
     return make_optimizer();
   }
-  const fs::path start = start_folder(config_.start_weights(), progress_);
+  const fs::path start =
+      start_folder(config_.start_weights(), [&](const std::string& s) { progress_.note(s); });
   model_ = load_hf(start, config_.dtype);
   check_model_keys(config_, model_->config(), start.string());
   if (tokenizer_path_.empty() && fs::exists(start / "tokenizer.json")) tokenizer_path_ = start.string();
