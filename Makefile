@@ -44,7 +44,7 @@ format-check:
 	@clang-format --dry-run -Werror $(CODE)
 
 lines:
-	@for d in $(ROOMS); do printf '%-10s %6d\n' $$d $$(find $$d -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r cat | wc -l); done
+	@for d in $(wildcard $(ROOMS)); do printf '%-10s %6d\n' $$d $$(find $$d -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r cat | wc -l); done
 
 install: all
 	@cmake --install $(BUILD) --prefix $(PREFIX)

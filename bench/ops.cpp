@@ -1,6 +1,7 @@
 // One benchmark per op, at clm-60m's shapes: 2 sequences of 512 tokens unless the name says otherwise.
 //   GF, per second: multiply-adds count two; causal attention counts only the half it computes
-//   GB, per second: numbers the op has to read or write, once each; operands of a few MiB come from the caches
+//   GB, per second: numbers the op has to read or write, once each; operands of a few MiB come from the
+//   caches
 // Not here: correctness (test/) and the whole training step (bench/train_step.cpp).
 #include <benchmark/benchmark.h>
 #include <functional>
