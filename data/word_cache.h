@@ -2,6 +2,7 @@
 // direct-mapped table per thread, for all tokenizers: bounded, never locked, nothing allocated per word. A
 // slot is one cache line; longer words are merged anew each time.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <string_view>
@@ -49,7 +50,7 @@ class WordCache {
     s.bytes = uint8_t(w.size());
     s.count = uint8_t(ids.size());
     std::memcpy(s.word, w.data(), w.size());
-    std::memcpy(s.ids, ids.data(), ids.size() * sizeof(int32_t));
+    std::copy(ids.begin(), ids.end(), s.ids);  // may be none: bytes that the vocabulary lacks
   }
 
  private:
