@@ -3,6 +3,7 @@
 # times, so that a slow minute of the machine hits all of them; the table holds each one's median over the rounds.
 #   bench/vs_pytorch.sh [BUILD]       BATCH=2 SEQ=512 STEPS=8 ROUNDS=3 THREADS=2
 #   TORCH_PYTHON=... a python that has torch; without it one is installed from PyPI under BUILD/torch
+#   COMPILE=0 leaves out torch.compile, which takes minutes to start
 # "tuned" is what an expert would set: oneDNN's matrix products, malloc that keeps its memory, huge pages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,6 +42,7 @@ measure() {
 }
 
 torch() { "$TORCH_PYTHON" bench/torch_train.py "${size[@]}" "$@"; }
+compiled() { [[ ${COMPILE:-1} == 0 ]] || measure "$@" --compile; }
 torch_tuned() { "${tuned[@]}" "$TORCH_PYTHON" bench/torch_train.py "${size[@]}" --matmul-precision medium "$@"; }
 
 for ((round = 1; round <= rounds; round++)); do
@@ -49,11 +51,11 @@ for ((round = 1; round <= rounds; round++)); do
   done
   measure "PyTorch eager f32" f32 torch --dtype f32
   measure "PyTorch eager f32, tuned" f32 torch_tuned --dtype f32
-  measure "PyTorch compiled f32, tuned" f32 torch_tuned --dtype f32 --compile
+  compiled "PyTorch compiled f32, tuned" f32 torch_tuned --dtype f32
   measure "PyTorch eager bf16 autocast" bf16 torch --dtype autocast
   measure "PyTorch eager bf16 pure" bf16 torch --dtype bf16
   measure "PyTorch eager bf16 autocast, tuned" bf16 torch_tuned --dtype autocast
-  measure "PyTorch compiled bf16 autocast, tuned" bf16 torch_tuned --dtype autocast --compile
+  compiled "PyTorch compiled bf16 autocast, tuned" bf16 torch_tuned --dtype autocast
 done
 
 python3 - "$results" <<'PY'
