@@ -23,7 +23,6 @@ using Field = std::function<T&(TrainConfig&)>;
 bool is_quoted(const YAML::Node& n) { return n.Tag() == "!"; }
 
 // ---- values
-// -------------------------------------------------------------------------------------------------------
 int64_t whole_value(const KeyValue& kv, int64_t min) {
   const std::string s = kv.setting.value.IsScalar() ? kv.setting.value.Scalar() : "";
   int64_t v = 0;
@@ -65,7 +64,6 @@ std::vector<YAML::Node> items(const KeyValue& kv) {
 }
 
 // ---- rules
-// --------------------------------------------------------------------------------------------------------
 template <class T>
 Read whole(const Field<T>& field, int64_t min = 0) {
   return [=](TrainConfig& c, const KeyValue& kv) { field(c) = static_cast<T>(whole_value(kv, min)); };
@@ -135,7 +133,6 @@ const Read any_text = ignore([](const KeyValue& kv) { text_value(kv.setting.valu
 const Read anything = ignore([](const KeyValue&) {});
 
 // ---- fields
-// -------------------------------------------------------------------------------------------------------
 #define CFG(member) \
   [](TrainConfig & c) -> auto& { return c.member; }
 #define INT(member) Field<int64_t>(CFG(member))
@@ -152,7 +149,6 @@ void accept(std::vector<KeyRule>& t, const std::string& path, const Read& check)
 }
 
 // ---- checkpoints, data, general, logging
-// --------------------------------------------------------------------------
 void checkpoint_rules(std::vector<KeyRule>& t) {
   const std::string at = "checkpoints.";
   add(t, at + "checkpoint_interval", whole(INT(checkpoints.interval), 1));
@@ -216,7 +212,6 @@ void general_rules(std::vector<KeyRule>& t) {
 }
 
 // ---- model
-// --------------------------------------------------------------------------------------------------------
 void read_rope_scaling(TrainConfig& c, const KeyValue& kv) {
   if (!c.model.rope_scaling) c.model.rope_scaling = RopeScaling();
   RopeScaling& r = *c.model.rope_scaling;
@@ -307,7 +302,6 @@ void model_rules(std::vector<KeyRule>& t) {
 }
 
 // ---- optimizer, parallelism, tokens, validation
-// -------------------------------------------------------------------
 void schedule_rules(std::vector<KeyRule>& t) {
   const std::string at = "optimizer.learning_rate_scheduler.";
   add(t, at + "learning_rate", real(REAL(schedule.learning_rate)));

@@ -70,7 +70,6 @@ Trainer::Trainer(TrainConfig config, const std::string& resume)
 }
 
 // ---- one step
-// -------------------------------------------------------------------------------------------------
 StepRecord Trainer::step() {
   const Clock::time_point start = Clock::now();
   enter_stage();
@@ -120,7 +119,6 @@ void Trainer::enter_stage() {
 }
 
 // ---- the run
-// --------------------------------------------------------------------------------------------------
 TrainSummary Trainer::run(const std::atomic<bool>& stop) {
   const Clock::time_point start = Clock::now();
   std::optional<StepRecord> last;
@@ -167,7 +165,6 @@ void Trainer::save() {
 }
 
 // ---- validation
-// -----------------------------------------------------------------------------------------------
 void Trainer::record_validation(StepRecord& r) {
   const bool due =
       config_.validates() && (r.step % config_.val_interval == 0 || r.step == config_.train_steps);
@@ -209,7 +206,6 @@ bool Trainer::out_of_patience() const {
 }
 
 // ---- beginnings
-// -----------------------------------------------------------------------------------------------
 void Trainer::start_from(const fs::path& checkpoint) {
   state_ = read_state(checkpoint);
   const std::string changed = changed_settings(state_.settings, config_.settings);
