@@ -8,8 +8,10 @@
 #include <numeric>
 #include "tensor/alloc.h"
 #include "tensor/tensor.h"
+#include "test/temp_folder.h"  // error_of
 
 using namespace llatte;
+using test::error_of;
 
 namespace {
 
@@ -18,16 +20,6 @@ Tensor counting(const Shape& shape) {
   std::vector<float> v(static_cast<size_t>(numel_of(shape)));
   std::iota(v.begin(), v.end(), 0.f);
   return Tensor::from(v, shape);
-}
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "no error";
 }
 
 float through_bf16(float x) { return Tensor::from(std::vector<float>{x}, {1}).to(DType::bf16).item(); }
