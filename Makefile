@@ -5,9 +5,9 @@
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
 NATIVE ?= 1
 SAN ?=
+comma := ,
 PREFIX ?= /usr/local
 BUILD := build$(if $(SAN),/san-$(firstword $(subst $(comma), ,$(SAN))))
-comma := ,
 FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN)
 ROOMS := tensor autograd nn optim data models convert eval train apps test bench
 CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')

@@ -3,12 +3,15 @@
 // the same ones every step; with these lists a steady step calls malloc for none of them.
 //   1. Every block comes from malloc, so mixing with memory from elsewhere is safe, and a block's size class
 //   is
-//      read back with malloc_usable_size: delete needs no size.
-//   2. Requests above 4 KiB and over-aligned ones go straight to malloc.
-//   3. A list keeps at most 4 MiB; beyond that, delete frees. Lists are emptied at thread exit; what static
+//      read back with malloc_usable_size: delete needs no size. glibc sometimes hands out a block 16 bytes
+//      larger than the next one of the same request; classes are 32 bytes apart, so both are of the same
+//      class.
+//   2. Requests above 64 KiB and over-aligned ones go straight to malloc.
+//   3. A list keeps at most 1 MiB; beyond that, delete frees. Lists are emptied at thread exit; what static
 //      destructors still do after that goes straight to malloc.
 //   4. A block freed by another thread than its maker joins the freer's list.
 // Sanitizers bring their own operator new, so this file is then empty; so it is without glibc.
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -18,7 +21,10 @@
 
 namespace {
 
-constexpr size_t kStep = 16, kLargest = 4096, kClasses = kLargest / kStep, kListBytes = size_t(4) << 20;
+// Blocks of class c hold kFirst + c * kStep bytes: what malloc gives is always 8 more than a multiple of 16.
+constexpr size_t kFirst = 8, kStep = 32, kClasses = 2048, kListBytes = size_t(1) << 20;
+constexpr size_t block_bytes(size_t size_class) { return kFirst + size_class * kStep; }
+constexpr size_t kLargest = block_bytes(kClasses - 1);
 
 struct Block {
   Block* next;
@@ -69,16 +75,16 @@ void* take_small(size_t size_class) {
     --lists.count[size_class];
     return b;
   }
-  return persist([=] { return std::malloc((size_class + 1) * kStep); });
+  return persist([=] { return std::malloc(block_bytes(size_class)); });
 }
 
 void* take(size_t bytes) {
   if (bytes > kLargest) return persist([=] { return std::malloc(bytes); });
-  return take_small(bytes ? (bytes - 1) / kStep : 0);
+  return take_small(bytes <= kFirst ? 0 : (bytes - kFirst + kStep - 1) / kStep);
 }
 
 void* take_aligned(size_t bytes, size_t align) {
-  if (align <= kStep) return take(bytes);
+  if (align <= alignof(std::max_align_t)) return take(bytes);
   return persist([=] { return std::aligned_alloc(align, (bytes + align - 1) / align * align); });
 }
 
@@ -89,9 +95,9 @@ void* or_throw(void* p) {
 
 void give(void* p) noexcept {
   if (!p) return;
-  const size_t size_class = malloc_usable_size(p) / kStep - 1;  // the largest class that fits
+  const size_t size_class = (malloc_usable_size(p) - kFirst) / kStep;  // the largest class that fits
   if (size_class >= kClasses || lists.closed ||
-      lists.count[size_class] >= kListBytes / ((size_class + 1) * kStep))
+      lists.count[size_class] >= kListBytes / block_bytes(size_class))
     return std::free(p);
   if (!lists.closer_made) make_closer();
   Block* b = static_cast<Block*>(p);
