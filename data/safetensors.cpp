@@ -290,8 +290,8 @@ struct Item {
   const std::string* name;
   int rank;  // in kDTypes
   const Shape* shape;
-  const void* data;
   size_t bytes;
+  std::function<void(AtomicFile&)> put;  // its bytes
 };
 
 void sort_items(std::vector<Item>& items, const fs::path& file) {
@@ -340,7 +340,7 @@ void write_items(const fs::path& file, std::vector<Item> items,
   AtomicFile out(file);
   out.write(&n, sizeof n);
   out.write(header);
-  for (const Item& i : items) out.write(i.data, i.bytes);
+  for (const Item& i : items) i.put(out);
   out.commit();
 }
 
@@ -351,17 +351,32 @@ int rank_of(DType t) {
 
 }  // namespace
 
+void write_safetensors(const fs::path& file, const std::vector<TensorSource>& tensors,
+                       const std::map<std::string, std::string>& metadata) {
+  std::vector<Item> items;
+  for (const TensorSource& s : tensors) {
+    const auto put = [&](AtomicFile& out) {
+      const Tensor t = s.get().contiguous();
+      LLATTE_CHECK(t.dtype() == s.dtype && t.shape() == s.shape, "cannot write ", file.string(), ": tensor '",
+                   s.name, "' was announced as ", llatte::name(s.dtype), ' ', s.shape, " and is ",
+                   llatte::name(t.dtype()), ' ', t.shape());
+      out.write(t.raw(), t.bytes());
+    };
+    const size_t bytes = static_cast<size_t>(numel_of(s.shape)) * size_of(s.dtype);
+    items.push_back({&s.name, rank_of(s.dtype), &s.shape, bytes, put});
+  }
+  write_items(file, std::move(items), metadata);
+}
+
 void write_safetensors(const fs::path& file, const std::vector<std::pair<std::string, Tensor>>& tensors,
                        const std::map<std::string, std::string>& metadata) {
-  std::vector<Tensor> kept;  // the contiguous copies live until the file is written
-  std::vector<Item> items;
+  std::vector<TensorSource> sources;
   for (const auto& [name, t] : tensors) {
     LLATTE_CHECK(t.defined() && t.device() == Device::cpu, "cannot write ", file.string(), ": tensor '", name,
                  t.defined() ? "' is not on the CPU" : "' was never set");
-    const Tensor& c = kept.emplace_back(t.contiguous());
-    items.push_back({&name, rank_of(t.dtype()), &t.shape(), c.raw(), c.bytes()});
+    sources.push_back({name, t.dtype(), t.shape(), [t = t] { return t; }});
   }
-  write_items(file, std::move(items), metadata);
+  write_safetensors(file, sources, metadata);
 }
 
 void write_safetensors_raw(const fs::path& file, const std::vector<RawTensor>& tensors,
@@ -374,7 +389,8 @@ void write_safetensors_raw(const fs::path& file, const std::vector<RawTensor>& t
     const size_t bytes = static_cast<size_t>(numel_of(t.shape)) * kDTypes[rank].bytes;
     LLATTE_CHECK(bytes == t.data.size(), "cannot write ", file.string(), ": tensor '", t.name, "' needs ",
                  bytes, " bytes, got ", t.data.size());
-    items.push_back({&t.name, rank, &t.shape, t.data.data(), bytes});
+    const auto put = [&](AtomicFile& out) { out.write(t.data); };
+    items.push_back({&t.name, rank, &t.shape, bytes, put});
   }
   write_items(file, std::move(items), metadata);
 }

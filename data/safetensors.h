@@ -3,6 +3,7 @@
 // holes, no duplicates); what does not fit is an Error naming file, tensor and reason.
 #pragma once
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -52,6 +53,16 @@ class SafetensorsFile {
 // writes. Temp file + fsync + rename.
 void write_safetensors(const std::filesystem::path& file,
                        const std::vector<std::pair<std::string, Tensor>>& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+
+// The same with each tensor asked for when its turn comes: only one need be in memory at a time.
+struct TensorSource {
+  std::string name;
+  DType dtype;
+  Shape shape;
+  std::function<Tensor()> get;  // on the CPU, of that dtype and shape
+};
+void write_safetensors(const std::filesystem::path& file, const std::vector<TensorSource>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 
 // The same for types a Tensor cannot have (U8, F16, ...): `data` is little-endian, row-major.

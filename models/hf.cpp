@@ -6,6 +6,7 @@
 #include "data/files.h"
 #include "data/json.h"
 #include "data/safetensors.h"
+#include "data/tokenizer.h"
 
 namespace llatte {
 namespace {
@@ -85,6 +86,7 @@ Family family_of(const Fields& f) {
                  shown(list), ", expected a list of one name");
     word = list[0].get<std::string>();
   }
+  if (word.empty() && f.flag("is_llama_config", false)) return Family::llama;  // nanotron
   if (word == "LlamaForCausalLM" || word == "llama") return Family::llama;
   if (word == "Qwen2ForCausalLM" || word == "qwen2") return Family::qwen2;
   if (word == "Qwen3ForCausalLM" || word == "qwen3") return Family::qwen3;
@@ -96,12 +98,35 @@ Family family_of(const Fields& f) {
 void refuse_unsupported(const Fields& f) {
   const std::string act = f.text("hidden_act", "silu");
   LLATTE_CHECK(act == "silu", f.where(), ": hidden_act '", act, "' is not supported, only silu");
-  for (const char* key : {"attention_bias", "mlp_bias", "use_sliding_window"})
+  for (const char* key : {"attention_bias", "mlp_bias", "use_sliding_window", "rope_interleaved"})
     LLATTE_CHECK(!f.flag(key, false), f.where(), ": ", key, " true is not supported, only false");
   const double rotary = f.number("partial_rotary_factor", 1);
   LLATTE_CHECK(rotary == 1, f.where(), ": partial_rotary_factor ", rotary, " is not supported, only 1");
   LLATTE_CHECK(!f.has("quantization_config"), f.where(),
                ": quantization_config is not supported; save the model in f32, f16 or bf16");
+  LLATTE_CHECK(!f.has("mha2mla"), f.where(), ": mha2mla is not supported; have RoPE and SVD, its older form");
+}
+
+// MHA2MLA's two steps, each absent when the model did not take it.
+void read_mla(const Fields& f, LlamaConfig& c) {
+  if (!f.has("RoPE") && !f.has("SVD")) return;
+  MlaConfig m;
+  if (f.has("RoPE")) {
+    const Fields r(f.at("RoPE"), f.where() + ": RoPE");
+    m.rope.partial_rope_version = r.integer("partial_rope_version", 0);
+    m.rope.top_k_rope_dim = r.integer("top_k_rope_dim", 0);
+    m.rope.last_k_rope_dim = r.integer("last_k_rope_dim", 0);
+    m.rope.uniform_start_point = r.integer("uniform_start_point", 0);
+    m.rope.uniform_step = r.integer("uniform_step", 1);
+    if (r.has("qk_tensor_path")) m.rope.qk_tensor_path = r.text("qk_tensor_path", "");
+    if (r.has("n_gqa_group")) m.rope.n_gqa_group = r.integer("n_gqa_group");
+  }
+  if (f.has("SVD")) {
+    const Fields s(f.at("SVD"), f.where() + ": SVD");
+    m.svd.method = s.integer("method", s.integer("version", 0));
+    m.svd.low_rank = s.integer("low_rank", 0);
+  }
+  c.mla = m;
 }
 
 // rope_scaling, or the rope_parameters of transformers 5, which also hold rope_theta.
@@ -152,14 +177,21 @@ void read_token_ids(const Fields& f, LlamaConfig& c) {
   if (eos.size() > 1) c.more_eos_token_ids.assign(eos.begin() + 1, eos.end());
 }
 
-const char* torch_name(DType t) {
-  return t == DType::bf16 ? "bfloat16" : t == DType::f64 ? "float64" : "float32";
+void add_mla(const MlaConfig& m, nlohmann::ordered_json& j) {
+  auto& r = j["RoPE"];
+  r["partial_rope_version"] = m.rope.partial_rope_version;
+  r["top_k_rope_dim"] = m.rope.top_k_rope_dim;
+  r["last_k_rope_dim"] = m.rope.last_k_rope_dim;
+  r["uniform_start_point"] = m.rope.uniform_start_point;
+  r["uniform_step"] = m.rope.uniform_step;
+  r["qk_tensor_path"] = nullptr;
+  if (m.rope.qk_tensor_path) r["qk_tensor_path"] = *m.rope.qk_tensor_path;
+  if (m.rope.n_gqa_group) r["n_gqa_group"] = *m.rope.n_gqa_group;
+  j["SVD"] = {{"method", m.svd.method}, {"low_rank", m.svd.low_rank}};
 }
 
-std::map<std::string, Var*> params_by_name(Llama& model) {
-  std::map<std::string, Var*> r;
-  model.params("", [&](const std::string& name, Var& p) { r[name] = &p; });
-  return r;
+const char* torch_name(DType t) {
+  return t == DType::bf16 ? "bfloat16" : t == DType::f64 ? "float64" : "float32";
 }
 
 // The one tensor a tied model may bring along: the head, if it is the embedding again.
@@ -175,24 +207,12 @@ bool is_tied_copy(const std::string& name, const LlamaConfig& c, const Safetenso
 // What older checkpoints store besides parameters.
 bool is_buffer(const std::string& name) { return name.ends_with("rotary_emb.inv_freq"); }
 
-void check_tensors(const std::map<std::string, Var*>& wanted, const SafetensorsFile& file,
-                   const LlamaConfig& c, const std::filesystem::path& folder) {
-  std::string complaints;
-  const auto complain = [&](const auto&... parts) {
-    complaints += (complaints.empty() ? "" : "; ") + str(parts...);
-  };
-  for (const auto& [name, p] : wanted) {
-    if (!file.has(name)) complain(name, " is missing");
-    else if (const Shape& s = file.entries().at(name).shape; s != p->shape())
-      complain(name, " is ", s, ", config.json asks for ", p->shape());
-  }
-  for (const auto& [name, entry] : file.entries()) {
-    if (wanted.count(name) || is_buffer(name) || is_tied_copy(name, c, file)) continue;
-    if (c.tie_word_embeddings && name == "lm_head.weight")
-      complain(name, " differs from model.embed_tokens.weight although tie_word_embeddings is true");
-    else complain(name, " is not part of this model");
-  }
-  LLATTE_CHECK(complaints.empty(), folder.string(), ": the weights do not fit config.json: ", complaints);
+// What the folder holds besides buffers and a tied head's copy.
+std::vector<std::pair<std::string, Shape>> model_tensors(const SafetensorsFile& file, const LlamaConfig& c) {
+  std::vector<std::pair<std::string, Shape>> found;
+  for (const auto& [name, entry] : file.entries())
+    if (!is_buffer(name) && !is_tied_copy(name, c, file)) found.emplace_back(name, entry.shape);
+  return found;
 }
 
 // A config.json that asks for far more than the files hold is refused before memory is asked for.
@@ -200,8 +220,43 @@ void check_plausible(const LlamaConfig& c, const SafetensorsFile& file, const st
   int64_t held = 0;
   for (const auto& [name, entry] : file.entries()) held += numel_of(entry.shape);
   const int64_t asked = param_count(c);
-  LLATTE_CHECK(asked / 4 <= held + 1000000, folder.string(), ": config.json describes ", asked,
+  LLATTE_CHECK(asked / 4 <= held + 1000000, folder.string(), ": the config describes ", asked,
                " parameters, the weights hold ", held);
+}
+
+// chat_template.jinja, or the field of tokenizer_config.json: one template, or several of which one is the
+// default.
+std::string read_chat_template(const std::filesystem::path& folder) {
+  if (exists(folder / "chat_template.jinja")) return read_file(folder / "chat_template.jinja");
+  const auto file = folder / "tokenizer_config.json";
+  if (!exists(file)) return "";
+  const json object = read_json(file);
+  if (!object.is_object() || !object.contains("chat_template")) return "";
+  const json& t = object.at("chat_template");
+  if (t.is_string()) return t.get<std::string>();
+  if (t.is_array())
+    for (const json& one : t)
+      if (one.is_object() && one.value("name", "") == "default") return one.value("template", "");
+  return "";
+}
+
+// What transformers needs beside tokenizer.json.
+void write_tokenizer_config(const std::filesystem::path& file, const Checkpoint& c) {
+  const Tokenizer tokenizer = Tokenizer::parse(c.tokenizer_json, c.path.string() + ": tokenizer");
+  nlohmann::ordered_json j;
+  const auto text_of = [&](const char* key, std::optional<int64_t> id) {
+    if (!id || *id >= tokenizer.vocab_size()) return;
+    const int32_t one[] = {static_cast<int32_t>(*id)};
+    j[key] = tokenizer.decode(one);
+  };
+  j["tokenizer_class"] = "PreTrainedTokenizerFast";
+  text_of("bos_token", c.config.bos_token_id);
+  text_of("eos_token", c.config.eos_token_id);
+  text_of("pad_token", c.config.pad_token_id);
+  j["model_max_length"] = c.config.max_position_embeddings;
+  j["clean_up_tokenization_spaces"] = false;
+  if (!c.chat_template.empty()) j["chat_template"] = c.chat_template;
+  write_file_atomic(file, j.dump(2) + "\n");
 }
 
 }  // namespace
@@ -216,6 +271,7 @@ LlamaConfig read_hf_config(const std::filesystem::path& file) {
   read_sizes(f, c);
   read_rope(f, c);
   read_token_ids(f, c);
+  read_mla(f, c);
   c.rms_norm_eps = f.number("rms_norm_eps", 1e-6);  // transformers' default
   c.initializer_range = f.number("initializer_range", c.initializer_range);
   c.tie_word_embeddings = f.flag("tie_word_embeddings", false);
@@ -251,6 +307,7 @@ void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DT
                          {"low_freq_factor", s->low_freq_factor},
                          {"high_freq_factor", s->high_freq_factor},
                          {"original_max_position_embeddings", s->original_max_position_embeddings}};
+  if (c.mla) add_mla(*c.mla, j);
   j["hidden_act"] = "silu";
   if (!c.qkv_bias) j["attention_bias"] = false;  // Qwen2's biases are part of its architecture
   if (!c.qkv_bias && !c.qk_norm) j["mlp_bias"] = false;
@@ -269,23 +326,25 @@ void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DT
   write_file_atomic(file, j.dump(2) + "\n");
 }
 
-std::unique_ptr<Llama> load_hf(const std::filesystem::path& folder, DType dtype) {
-  const LlamaConfig c = read_hf_config(folder / "config.json");
+Checkpoint open_hf(const std::filesystem::path& folder) {
+  Checkpoint c;
+  c.format = "hf", c.path = folder;
+  c.config = read_hf_config(folder / "config.json");
   const SafetensorsFile file = SafetensorsFile::open_folder(folder);
-  check_plausible(c, file, folder);
-  auto model = std::make_unique<Llama>(c, dtype);
-  const auto wanted = params_by_name(*model);
-  check_tensors(wanted, file, c, folder);
-  for (const auto& [name, p] : wanted) p->value.copy_from(file.read(name, dtype));
-  return model;
+  check_plausible(c.config, file, folder);
+  check_weights(c.config, model_tensors(file, c.config), folder.string());
+  for (const auto& [name, shape] : param_shapes(c.config)) {
+    const SafetensorsEntry& e = file.entries().at(name);
+    c.weights.push_back({name, {e.dtype, shape, static_cast<int64_t>(e.bytes)}});
+  }
+  c.read = [file](const std::string& name, DType t) { return file.read(name, t); };
+  if (exists(folder / "tokenizer.json")) c.tokenizer_json = read_file(folder / "tokenizer.json");
+  c.chat_template = read_chat_template(folder);
+  return c;
 }
 
-DType hf_dtype(const std::filesystem::path& folder) {
-  const SafetensorsFile file = SafetensorsFile::open_folder(folder);
-  const bool any = std::any_of(file.entries().begin(), file.entries().end(), [](const auto& e) {
-    return e.second.dtype == "BF16" && e.second.shape.size() == 2;
-  });
-  return any ? DType::bf16 : DType::f32;
+std::unique_ptr<Llama> load_hf(const std::filesystem::path& folder, DType dtype) {
+  return load_model(open_hf(folder), dtype);
 }
 
 void save_hf(const std::filesystem::path& folder, Llama& model,
@@ -295,6 +354,17 @@ void save_hf(const std::filesystem::path& folder, Llama& model,
       "", [&](const std::string& name, Var& p) { tensors.emplace_back(name, get ? get(name, p) : p.value); });
   write_safetensors(folder / "model.safetensors", tensors);
   write_hf_config(folder / "config.json", model.config(), tensors.front().second.dtype());
+}
+
+void save_hf(const std::filesystem::path& folder, const Checkpoint& checkpoint, DType dtype) {
+  std::vector<TensorSource> tensors;
+  for (const auto& [name, info] : checkpoint.weights)
+    tensors.push_back({name, dtype, info.shape, [&, name = name] { return checkpoint.read(name, dtype); }});
+  write_safetensors(folder / "model.safetensors", tensors);
+  write_hf_config(folder / "config.json", checkpoint.config, dtype);
+  if (checkpoint.tokenizer_json.empty()) return;
+  write_file_atomic(folder / "tokenizer.json", checkpoint.tokenizer_json);
+  write_tokenizer_config(folder / "tokenizer_config.json", checkpoint);
 }
 
 }  // namespace llatte

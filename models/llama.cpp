@@ -102,6 +102,9 @@ struct Llama::Impl {
 
 Llama::Llama(const LlamaConfig& c, DType dtype) {
   c.check();
+  LLATTE_CHECK(!c.mla,
+               "llama: latent attention (RoPE and SVD in the config) cannot be run yet, only converted ",
+               "from one format to another");
   LLATTE_CHECK(is_float(dtype), "llama: weights are f32, bf16 or f64, not ", name(dtype));
   impl_ = std::make_unique<Impl>(c, dtype);
 }

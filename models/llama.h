@@ -16,6 +16,25 @@ struct RopeScaling {
   int64_t original_max_position_embeddings = 8192;
 };
 
+// MHA2MLA's latent attention (SPEC names as in config.json): first RoPE is kept on a few pairs only, then the
+// rest of k is factored together with v.
+struct PartialRope {
+  int64_t partial_rope_version =
+      0;  // 0 full, 1 high, 2 uniform, 3 high+low, 4 2-norm, 5 low, 6 2-norm by layer
+  int64_t top_k_rope_dim = 0, last_k_rope_dim = 0;  // pairs kept
+  int64_t uniform_start_point = 0, uniform_step = 1;
+  std::optional<std::string> qk_tensor_path;
+  std::optional<int64_t> n_gqa_group;
+};
+struct LowRank {
+  int64_t method = 0;    // 0 none, 2 split, 7 joint, others: the paper's other initialisations
+  int64_t low_rank = 0;  // per kv head
+};
+struct MlaConfig {
+  PartialRope rope;
+  LowRank svd;
+};
+
 struct LlamaConfig {
   int64_t hidden_size = 0, num_hidden_layers = 0, num_attention_heads = 0, num_key_value_heads = 0,
           head_dim = 0;
@@ -25,6 +44,7 @@ struct LlamaConfig {
   bool qkv_bias = false;  // Qwen2
   bool qk_norm = false;   // Qwen3
   std::optional<RopeScaling> rope_scaling;
+  std::optional<MlaConfig> mla;  // none: ordinary grouped-query attention
   std::optional<int64_t> bos_token_id, eos_token_id, pad_token_id;
   std::vector<int64_t> more_eos_token_ids;  // Llama 3 ends a turn in several ways; eos_token_id is the first
 
@@ -33,6 +53,10 @@ struct LlamaConfig {
 
 // Exact, without building the model; an Error beyond 10^18.
 int64_t param_count(const LlamaConfig& c);
+// Pairs of each kv head that keep RoPE: all E/2 unless `mla` says otherwise.
+int64_t kept_pairs(const LlamaConfig& c);
+// Every parameter by its name on disk, in the order of Llama::params; a tied lm_head is not listed.
+std::vector<std::pair<std::string, Shape>> param_shapes(const LlamaConfig& c);
 
 // clm-60m clm-200m smollm-135m smollm-360m smollm-1.7b llama2-7b; an unknown name is an Error that lists
 // them.

@@ -45,6 +45,25 @@ void check_scaling(const RopeScaling& s) {
   check_positive("rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings);
 }
 
+void check_mla(const LlamaConfig& c) {
+  const auto& [rope, svd] = *c.mla;
+  const auto within = [](const char* field, int64_t value, int64_t low, int64_t high) {
+    LLATTE_CHECK(low <= value && value <= high, "config: ", field, " is ", value, ", expected ", low, " to ",
+                 high);
+  };
+  const int64_t pairs = c.head_dim / 2;
+  within("RoPE.partial_rope_version", rope.partial_rope_version, 0, 6);
+  within("RoPE.top_k_rope_dim", rope.top_k_rope_dim, 0, pairs);
+  within("RoPE.last_k_rope_dim", rope.last_k_rope_dim, 0, pairs);
+  within("RoPE.uniform_step", rope.uniform_step, 1, pairs);
+  within("RoPE.uniform_start_point", rope.uniform_start_point, 0, rope.uniform_step - 1);
+  LLATTE_CHECK(pairs % rope.uniform_step == 0, "config: RoPE.uniform_step ", rope.uniform_step,
+               " does not divide the ", pairs, " pairs of a head");
+  within("pairs that keep RoPE", kept_pairs(c), 0, pairs);
+  within("SVD.method", svd.method, 0, 7);
+  if (svd.method != 0) within("SVD.low_rank", svd.low_rank, 1, c.hidden_size);
+}
+
 }  // namespace
 
 LlamaConfig preset(const std::string& name) {
@@ -60,17 +79,6 @@ std::vector<std::string> preset_names() {
   std::vector<std::string> names;
   for (const Preset& p : kPresets) names.emplace_back(p.name);
   return names;
-}
-
-int64_t param_count(const LlamaConfig& c) {
-  const long double D = c.hidden_size, L = c.num_hidden_layers, H = c.num_attention_heads,
-                    F = c.intermediate_size, K = c.num_key_value_heads, E = c.head_dim, V = c.vocab_size;
-  const long double attention =
-      2 * D * H * E + 2 * D * K * E + (c.qkv_bias ? (H + 2 * K) * E : 0) + (c.qk_norm ? 2 * E : 0);
-  const long double block = attention + 3 * D * F + 2 * D;
-  const long double all = L * block + D + V * D * (c.tie_word_embeddings ? 1 : 2);
-  LLATTE_CHECK(all < 1e18L, "config: this shape has about ", static_cast<double>(all), " parameters");
-  return static_cast<int64_t>(all);
 }
 
 void LlamaConfig::check() const {
@@ -93,6 +101,7 @@ void LlamaConfig::check() const {
   LLATTE_CHECK(initializer_range >= 0, "config: initializer_range is ", initializer_range,
                ", it must not be negative");
   if (rope_scaling) check_scaling(*rope_scaling);
+  if (mla) check_mla(*this);
 }
 
 }  // namespace llatte

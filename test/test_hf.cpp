@@ -157,17 +157,17 @@ TEST_CASE("save_hf writes what `get` hands in: f32 masters of a bf16 model") {
   const TempFolder to;
   const auto model = load_hf(kTiny / "tiny-llama", DType::bf16);
   save_hf(to.path, *model, [](const std::string&, const Var& p) { return Tensor::full(p.shape(), 0.1); });
-  CHECK(hf_dtype(to.path) == DType::f32);
+  CHECK(open_hf(to.path).dtype() == DType::f32);
   CHECK(read_config(to / "config.json").at("torch_dtype") == "float32");
   const auto file = SafetensorsFile::open_folder(to.path);
   CHECK(file.metadata().at("format") == "pt");
   CHECK(file.read("model.norm.weight").to_vector<float>()[3] == 0.1f);
 }
 
-TEST_CASE("hf_dtype") {
-  CHECK(hf_dtype(kTiny / "bf16") == DType::bf16);
-  CHECK(hf_dtype(kTiny / "mha") == DType::f32);
-  CHECK(hf_dtype(kTiny / "sharded") == DType::f32);
+TEST_CASE("the dtype of a checkpoint") {
+  CHECK(open_hf(kTiny / "bf16").dtype() == DType::bf16);
+  CHECK(open_hf(kTiny / "mha").dtype() == DType::f32);
+  CHECK(open_hf(kTiny / "sharded").dtype() == DType::f32);
 }
 
 TEST_CASE("missing, surplus and wrongly shaped tensors are listed in one error") {
@@ -185,7 +185,7 @@ TEST_CASE("missing, surplus and wrongly shaped tensors are listed in one error")
   CAPTURE(e);
   CHECK(has(e, "model.norm.weight is missing"));
   CHECK(has(e, "model.layers.1.mlp.up_proj.weight is missing"));
-  CHECK(has(e, "model.embed_tokens.weight is (47,24), config.json asks for (48,24)"));
+  CHECK(has(e, "model.embed_tokens.weight is (47,24), the config asks for (48,24)"));
   CHECK(has(e, "model.layers.2.extra.weight is not part of this model"));
   CHECK_FALSE(has(e, "inv_freq"));
 }

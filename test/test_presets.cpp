@@ -34,7 +34,7 @@ TEST_CASE("every preset is possible and has the SPEC's widths") {
 }
 
 // The config's count against the built model's, for every option that changes it.
-TEST_CASE("the count from the config is the model's") {
+TEST_CASE("names, shapes and count from the config are the model's") {
   LlamaConfig c = preset("clm-60m");
   Llama clm(c, DType::bf16);
   CHECK(param_count(clm) == 82101120);
@@ -45,6 +45,9 @@ TEST_CASE("the count from the config is the model's") {
         c.tie_word_embeddings = tied, c.qkv_bias = bias, c.qk_norm = norm;
         Llama model(c, DType::f32);
         CHECK(param_count(model) == param_count(c));
+        std::vector<std::pair<std::string, Shape>> built;
+        model.params("", [&](const std::string& name, Var& p) { built.emplace_back(name, p.shape()); });
+        CHECK(built == param_shapes(c));
       }
 }
 
