@@ -86,6 +86,8 @@ class Llama : public Module {
   Var logits(const Var& hidden_BTD);
   // Mean cross-entropy of predicting targets i32 [B,T] (-100: ignored); acc, shape ().
   Var loss(const Tensor& tokens_BT, const Tensor& targets_BT);
+  // Each term of that mean: -log softmax of every target that is not -100, row by row; acc [N]. No gradient.
+  Tensor losses(const Tensor& tokens_BT, const Tensor& targets_BT);
 
   KvCache make_cache(int64_t B, int64_t S) const;
   void params(const std::string& prefix,
