@@ -1,13 +1,10 @@
 // Perplexity of a token stream: exp of the mean negative log-likelihood over the predicted tokens. Positions
 // restart at 0 in every window.
 //   non-overlapping  whole windows of W tokens, each predicting its last W-1
-//   sliding          windows `stride` apart; every token but the first is scored once, and all but those of
-//   the
+//   sliding          windows `stride` apart; every token but the first is scored once, and those after the
 //                    first window have at least W - stride tokens before them
 #pragma once
-#include <span>
-#include <vector>
-#include "models/llama.h"
+#include "eval/score.h"
 
 namespace llatte {
 
@@ -28,8 +25,10 @@ struct Perplexity {
   double seconds = 0;
 };
 
-// Windows of equal length run together, as many as `batch_tokens` allows.
+// The windows' tokens and where scoring begins in each.
+std::vector<ScoreRequest> requests_of(std::span<const int32_t> tokens,
+                                      const std::vector<EvalWindow>& windows);
 Perplexity perplexity(Llama& model, std::span<const int32_t> tokens, const std::vector<EvalWindow>& windows,
-                      int64_t batch_tokens = 4096);
+                      int64_t batch_tokens = 4096, const ScoreProgress& progress = nullptr);
 
 }  // namespace llatte
