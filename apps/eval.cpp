@@ -1,30 +1,27 @@
-// llatte-eval: what a model is worth. ppl: perplexity of a text or token file. logits and grads: raw numbers,
-// for comparison with other programs.
+// llatte-eval: what a model is worth. ppl: perplexity of a text or token file. wikitext and choices:
+// lm-eval's metrics. logits and grads: raw numbers, for comparison with other programs.
 #include "apps/model_options.h"
 #include "data/files.h"
 #include "data/safetensors.h"
 #include "data/token_file.h"
-#include "eval/perplexity.h"
+#include "eval/choices.h"
+#include "eval/lm_eval.h"
+#include "eval/progress.h"
+#include "eval/wikitext.h"
 
 namespace llatte {
 namespace {
 
 struct Options {
   ModelOptions model;
-  std::string text, data, out;
-  int64_t window = 2048, stride = 0, max_windows = 0;
+  std::string text, data, items, out;
+  int64_t window = 2048, stride = 0, max_windows = 0, max_pages = 0;
+  int64_t read_at_most = 0;  // wikitext and choices; 0: as the model has positions
 };
 
 // Ids of a text or token file, of the latter the first `at_most` (0: all).
 std::vector<int32_t> read_ids(const Options& o, const LlamaConfig& c) {
-  if (!o.text.empty()) {
-    std::vector<int32_t> ids = o.model.load_tokenizer().encode(read_file(o.text));
-    for (const int32_t id : ids)
-      LLATTE_CHECK(id < c.vocab_size, o.text, ": the tokenizer gives id ", id,
-                   ", but the model's vocabulary ", "ends at ", c.vocab_size - 1,
-                   "; name the model's tokenizer with --tokenizer");
-    return ids;
-  }
+  if (!o.text.empty()) return o.model.load_tokenizer().encode(read_file(o.text));
   const TokenFile file = TokenFile::open(o.data, c.vocab_size);
   const int64_t n = o.max_windows && !o.stride && o.window < file.size() / o.max_windows
                         ? o.max_windows * o.window
@@ -40,7 +37,8 @@ void ppl(const App& app, const Options& o) {
   const auto n = static_cast<int64_t>(ids.size());
   const auto windows = o.stride ? sliding_windows(n, o.window, o.stride, o.max_windows)
                                 : non_overlapping_windows(n, o.window, o.max_windows);
-  const Perplexity p = perplexity(*model, ids, windows);
+  EvalProgress progress("ppl");
+  const Perplexity p = perplexity(*model, ids, windows, 4096, std::ref(progress));
   const double rate = p.seconds > 0 ? static_cast<double>(p.tokens) / p.seconds : 0;
   const std::string kind = o.stride ? "sliding" : "non-overlapping";
   if (app.json)
@@ -57,6 +55,58 @@ void ppl(const App& app, const Options& o) {
             << ' ' << kind << " windows of " << o.window;
   if (o.stride) std::cout << ", stride " << o.stride;
   std::cout << "; " << rate << " tokens/s)\n";
+}
+
+// What both of lm-eval's tasks need. MODEL's config says what --window is where it isn't given.
+struct LmEval {
+  explicit LmEval(const Options& o)
+      : tokenizer(o.model.load_tokenizer()),
+        model(o.model.load_model()),
+        prefix(prefix_token(tokenizer, o.model.tokenizer_config(), model->config())),
+        positions(model->config().max_position_embeddings) {}
+  Tokenizer tokenizer;
+  std::unique_ptr<Llama> model;
+  int32_t prefix;
+  int64_t positions;
+};
+
+void wikitext_metric(const App& app, const Options& o) {
+  std::vector<std::string> pages = wikitext_pages(read_file(o.text));
+  LLATTE_CHECK(!pages.empty(), o.text, " has no pages; give a wiki.*.raw file");
+  if (o.max_pages && o.max_pages < static_cast<int64_t>(pages.size()))
+    pages.resize(static_cast<size_t>(o.max_pages));
+  const LmEval e(o);
+  const int64_t window = o.read_at_most ? o.read_at_most : std::min<int64_t>(2048, e.positions);
+  EvalProgress progress("wikitext");
+  const Wikitext w = wikitext(*e.model, e.tokenizer, e.prefix, pages, window, std::ref(progress));
+  if (app.json)
+    return app.print_json({{"word_perplexity", w.word_perplexity},
+                           {"byte_perplexity", w.byte_perplexity},
+                           {"bits_per_byte", w.bits_per_byte},
+                           {"tokens", w.sum.tokens},
+                           {"pages", w.pages.size()},
+                           {"words", w.sum.words},
+                           {"bytes", w.sum.bytes},
+                           {"window", window},
+                           {"seconds", w.seconds}});
+  std::cout << "word perplexity " << w.word_perplexity << "  byte perplexity " << w.byte_perplexity
+            << "  bits per byte " << w.bits_per_byte << "  (" << w.pages.size() << " pages, " << w.sum.tokens
+            << " tokens in windows of " << window << ")\n";
+}
+
+void choices(const App& app, const Options& o) {
+  const std::vector<ChoiceItem> items = read_choice_items(o.items);
+  const LmEval e(o);
+  EvalProgress progress("choices");
+  const Choices c = score_choices(*e.model, e.tokenizer, e.prefix, items,
+                                  o.read_at_most ? o.read_at_most : e.positions, std::ref(progress));
+  if (!app.json) {
+    std::cout << "acc " << c.acc << "  acc_norm " << c.acc_norm << "  (" << items.size() << " items)\n";
+    return;
+  }
+  nlohmann::ordered_json lines = nlohmann::ordered_json::array();
+  for (const ChoiceScore& s : c.items) lines.push_back({{"loglikelihoods", s.loglikelihoods}});
+  app.print_json({{"acc", c.acc}, {"acc_norm", c.acc_norm}, {"items", lines}, {"seconds", c.seconds}});
 }
 
 // i32 [N,T]: the whole windows of a token file.
@@ -121,6 +171,30 @@ CLI::App* add_ppl(App& app, Options& o) {
   return sub;
 }
 
+CLI::App* add_lm_eval(App& app, Options& o, const char* name, const char* what, const char* window) {
+  CLI::App* sub = app.cli.add_subcommand(name, what);
+  o.model.add_to(*sub);
+  sub->add_option("--window", o.read_at_most, std::string("tokens read at once (default: ") + window + ")")
+      ->check(CLI::Range(1, 1 << 30));
+  return sub;
+}
+
+CLI::App* add_wikitext(App& app, Options& o) {
+  CLI::App* sub =
+      add_lm_eval(app, o, "wikitext", "lm-eval's wikitext: perplexity per word and byte, bits per byte",
+                  "2048, or the model's positions where fewer");
+  sub->add_option("--text", o.text, "wiki.test.raw")->required();
+  sub->add_option("--max-pages", o.max_pages, "stop after this many")->check(CLI::Range(1, 1 << 30));
+  return sub;
+}
+
+CLI::App* add_choices(App& app, Options& o) {
+  CLI::App* sub = add_lm_eval(app, o, "choices", "zero-shot multiple choice: lm-eval's acc and acc_norm",
+                              "the model's positions");
+  sub->add_option("--items", o.items, "jsonl file of {context, choices, label}")->required();
+  return sub;
+}
+
 CLI::App* add_raw(App& app, Options& o, const char* name, const char* what) {
   CLI::App* sub = app.cli.add_subcommand(name, what);
   o.model.add_to(*sub);
@@ -135,15 +209,19 @@ CLI::App* add_raw(App& app, Options& o, const char* name, const char* what) {
 
 int main(int argc, char** argv) {
   using namespace llatte;
-  App app("eval", "Perplexity, logits and gradients of a model.",
+  App app("eval", "Perplexity, lm-eval's metrics, logits and gradients of a model.",
           "eval ppl MODEL --text wiki.test.raw --window 2048");
   Options o;
   app.cli.require_subcommand(1);
   const CLI::App* sub_ppl = add_ppl(app, o);
+  const CLI::App* sub_wikitext = add_wikitext(app, o);
+  const CLI::App* sub_choices = add_choices(app, o);
   const CLI::App* sub_logits = add_raw(app, o, "logits", "`logits` f32 [N,T,V] of the N whole windows");
   add_raw(app, o, "grads", "`loss`, the mean over all windows, and its gradient for every parameter");
   return app.run(argc, argv, [&] {
     if (sub_ppl->parsed()) ppl(app, o);
+    else if (sub_wikitext->parsed()) wikitext_metric(app, o);
+    else if (sub_choices->parsed()) choices(app, o);
     else if (sub_logits->parsed()) logits(app, o);
     else grads(app, o);
   });

@@ -1,8 +1,10 @@
-// How every program that runs a model is told which: MODEL, --tokenizer, --dtype.
+// How every program that runs a model is told which: MODEL, --tokenizer, --dtype. MODEL is opened once, in
+// whatever format it is, when it is first asked for.
 #pragma once
+#include <optional>
 #include "apps/common.h"
 #include "data/tokenizer.h"
-#include "models/hf.h"
+#include "models/checkpoint.h"
 
 namespace llatte {
 
@@ -21,18 +23,28 @@ struct ModelOptions {
     return dtype_word == "bf16" ? DType::bf16 : dtype_word == "f64" ? DType::f64 : DType::f32;
   }
 
-  std::unique_ptr<Llama> load_model() const {
-    LLATTE_CHECK(std::filesystem::is_directory(model), model,
-                 " is not a folder; give one with config.json and model.safetensors");
-    return load_hf(model, dtype());
+  const Checkpoint& checkpoint() const {
+    if (!opened_) opened_ = open_checkpoint(model);
+    return *opened_;
   }
+
+  std::unique_ptr<Llama> load_model() const { return llatte::load_model(checkpoint(), dtype()); }
 
   Tokenizer load_tokenizer() const {
     if (!tokenizer_path.empty()) return Tokenizer::load(tokenizer_path);
-    const auto own = std::filesystem::path(model) / "tokenizer.json";
-    LLATTE_CHECK(std::filesystem::exists(own), own.string(), " does not exist; name one with --tokenizer");
-    return Tokenizer::load(own);
+    LLATTE_CHECK(!checkpoint().tokenizer_json.empty(), model, " has no tokenizer; name one with --tokenizer");
+    return Tokenizer::parse(checkpoint().tokenizer_json, model + ": tokenizer");
   }
+
+  // tokenizer_config.json beside the tokenizer in use; it need not exist.
+  std::filesystem::path tokenizer_config() const {
+    const std::filesystem::path at(tokenizer_path.empty() ? model : tokenizer_path);
+    const bool beside_it = !tokenizer_path.empty() && !std::filesystem::is_directory(at);
+    return (beside_it ? at.parent_path() : at) / "tokenizer_config.json";
+  }
+
+ private:
+  mutable std::optional<Checkpoint> opened_;
 };
 
 }  // namespace llatte

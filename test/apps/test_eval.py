@@ -1,10 +1,12 @@
 """llatte-eval on the tiny models: numbers against golden ones, JSON keys, exit codes, error sentences."""
-import json, math, pathlib, struct, subprocess, sys, tempfile, unittest
+import json, math, pathlib, shutil, struct, subprocess, sys, tempfile, unittest
 
 APPS = pathlib.Path(sys.argv.pop(1)).resolve()
 FIX = pathlib.Path("test/fixtures")
 TINY = FIX / "tiny-llama" / "tiny-llama"
-TOKENIZER = FIX / "lm-eval" / "tokenizer"
+LM_EVAL = FIX / "lm-eval"
+TOKENIZER = LM_EVAL / "tokenizer"
+WIKI = pathlib.Path("assets/wikitext-2/test.raw")
 
 
 def run(*args):
@@ -88,6 +90,67 @@ class Eval(unittest.TestCase):
         self.assertEqual(code, 0)
         self.assertIn("non-overlapping windows of 32", out)
 
+    # Tolerances: see test_wikitext.cpp and test_choices.cpp; the numbers are lm_eval's.
+    def test_wikitext(self):
+        args = ("wikitext", TINY, "--text", WIKI, "--tokenizer", TOKENIZER, "--window", 64)
+        want = json.loads((LM_EVAL / "wikitext_result.json").read_text())["results"][0]
+        got = ok(*args, "--max-pages", 5)
+        for key in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
+            self.assertLessEqual(abs(got[key] - want[key]), 1e-5 * want[key], key)
+        self.assertEqual((got["pages"], got["tokens"]), (5, sum(p["tokens"] for p in want["pages"])))
+        # words and bytes alone tie the two perplexities together
+        ratio = math.log(got["word_perplexity"]) / math.log(got["byte_perplexity"])
+        self.assertAlmostEqual(ratio, got["bytes"] / got["words"], delta=1e-9)
+        code, out, err = run(*args, "--max-pages", 1)
+        self.assertEqual((code, err), (0, ""))
+        self.assertIn("1 pages, 3218 tokens in windows of 64", out)
+
+    def test_wikitext_defaults(self):
+        # MODEL has 256 positions: that is the window; a tokenizer beside it needs no option.
+        model = self.dir / "model"
+        shutil.copytree(TINY, model)
+        page = self.dir / "page.raw"
+        page.write_text(" = A = \n \n The lake is old . \n" * 40 + " = B = \n \n Milk . \n")
+        shutil.copy(TOKENIZER / "tokenizer.json", model)
+        bos = ok("wikitext", model, "--text", page)
+        self.assertEqual((bos["window"], bos["pages"]), (256, 41))
+        shutil.copy(TOKENIZER / "tokenizer_config.nobos.json", model / "tokenizer_config.json")
+        eos = ok("wikitext", model, "--text", page)
+        self.assertNotEqual(bos["word_perplexity"], eos["word_perplexity"])
+        file = ok("wikitext", model, "--text", page, "--tokenizer", TOKENIZER / "tokenizer.json")
+        self.assertEqual(bos["word_perplexity"], file["word_perplexity"])
+
+    def test_choices(self):
+        args = ("choices", TINY, "--items", LM_EVAL / "multiple_choice.jsonl", "--tokenizer", TOKENIZER)
+        want = [json.loads(line) for line in (LM_EVAL / "multiple_choice.jsonl").read_text().splitlines()]
+        got = ok(*args, "--window", 96)
+        self.assertAlmostEqual(got["acc"], 0.3, delta=1e-12)
+        self.assertAlmostEqual(got["acc_norm"], 0.4, delta=1e-12)
+        self.assertEqual(len(got["items"]), len(want))
+        for g, w in zip(got["items"], want):
+            self.assertEqual(len(g["loglikelihoods"]), len(w["loglikelihoods"]))
+            for a, b in zip(g["loglikelihoods"], w["loglikelihoods"]):
+                self.assertLessEqual(abs(a - b), 1e-3)
+        code, out, err = run(*args, "--window", 96)
+        self.assertEqual((code, out, err), (0, "acc 0.3  acc_norm 0.4  (30 items)\n", ""))
+
+    def test_lm_eval_failures(self):
+        tok = ("--tokenizer", TOKENIZER)
+        items = self.dir / "items.jsonl"
+        items.write_text('{"context": "a", "choices": ["b"], "label": 0}\n{"context": "a"}\n')
+        self.fails(1, "items.jsonl:2: `choices` is missing", "choices", TINY, "--items", items, *tok)
+        items.write_text("")
+        self.fails(1, "items.jsonl holds no items", "choices", TINY, "--items", items, *tok)
+        items.write_text(" \n")
+        self.fails(1, "items.jsonl has no pages", "wikitext", TINY, "--text", items, *tok)
+        self.fails(1, "none.raw", "wikitext", TINY, "--text", self.dir / "none.raw", *tok)
+        self.fails(1, "exceeds max_position_embeddings 256", "wikitext", TINY, "--text", WIKI,
+                   "--max-pages", 1, "--window", 300, *tok)
+        self.fails(1, "outside the model's vocabulary of 384", "wikitext", TINY, "--text", WIKI,
+                   "--max-pages", 1, "--tokenizer", "assets/tokenizer")
+        self.fails(2, "--items", "choices", TINY)
+        self.fails(2, "--window", "wikitext", TINY, "--text", WIKI, "--window", 0)
+
     def fails(self, code, sentence, *args):
         got, out, err = run(*args)
         self.assertEqual(got, code, err)
@@ -98,9 +161,9 @@ class Eval(unittest.TestCase):
 
     def test_failures(self):
         ds, out = self.ds, self.dir / "x.safetensors"
-        self.fails(1, "no-such-folder is not a folder", "ppl", "no-such-folder", "--data", ds)
+        self.fails(1, "no-such-folder does not exist", "ppl", "no-such-folder", "--data", ds)
         self.fails(1, "config.json", "ppl", self.dir, "--data", ds)
-        self.fails(1, "tokenizer.json does not exist; name one with --tokenizer", "ppl", TINY, "--text", ds)
+        self.fails(1, "has no tokenizer; name one with --tokenizer", "ppl", TINY, "--text", ds)
         self.fails(1, "none.ds", "ppl", TINY, "--data", self.dir / "none.ds")
         self.fails(1, "48 tokens do not fill one window of 2048", "ppl", TINY, "--data", ds)
         self.fails(1, "stride 16 must be in [1,16)", "ppl", TINY, "--data", ds, "--window", 16, "--stride", 16)

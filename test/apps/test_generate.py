@@ -64,8 +64,8 @@ class Generate(unittest.TestCase):
 
     def test_failures(self):
         tok = ("--tokenizer", TOKENIZER)
-        self.fails(1, "none is not a folder", "none", *tok, "--prompt", "a")
-        self.fails(1, "tokenizer.json does not exist; name one with --tokenizer", TINY, "--prompt", "a")
+        self.fails(1, "none does not exist", "none", *tok, "--prompt", "a")
+        self.fails(1, "has no tokenizer; name one with --tokenizer", TINY, "--prompt", "a")
         self.fails(1, "none", TINY, "--tokenizer", "none", "--prompt", "a")
         self.fails(1, "but the model's vocabulary ends at 47", SMALL, *tok, "--prompt", PROMPT)
         self.fails(1, "exceed max_position_embeddings 256", TINY, *tok, "--prompt", "x " * 400)
