@@ -11,7 +11,7 @@ BELOW = {  # room -> the rooms right below it; what is below those is allowed to
 }
 PRIVATE = ("tensor/cpu/", "tensor/cuda/")  # only files inside may include these
 ONLY_IN = {  # a library -> the rooms that may know it, besides tests and benches
-    "yaml-cpp/": {"train"},
+    "yaml-cpp/": {"models", "train"},
     "nlohmann/": {"data", "models", "convert", "eval", "train", "apps"},
     "pcre2": {"data"},
     "CLI/": {"apps"},
