@@ -309,9 +309,10 @@ void sort_items(std::vector<Item>& items, const fs::path& file) {
 }
 
 std::string header_of(const std::vector<Item>& items, const std::map<std::string, std::string>& metadata,
-                      const fs::path& file) {
+                      const char* format, const fs::path& file) {
   nlohmann::ordered_json header;
-  header["__metadata__"]["format"] = "pt";
+  header["__metadata__"] = nlohmann::ordered_json::object();
+  if (format) header["__metadata__"]["format"] = format;
   for (const auto& [key, value] : metadata) header["__metadata__"][key] = value;
   size_t at = 0;
   for (const Item& i : items) {
@@ -331,9 +332,9 @@ std::string header_of(const std::vector<Item>& items, const std::map<std::string
 }
 
 void write_items(const fs::path& file, std::vector<Item> items,
-                 const std::map<std::string, std::string>& metadata) {
+                 const std::map<std::string, std::string>& metadata, const char* format = "pt") {
   sort_items(items, file);
-  const std::string header = header_of(items, metadata, file);
+  const std::string header = header_of(items, metadata, format, file);
   const uint64_t n = header.size();
   LLATTE_CHECK(n <= kMaxHeader, "cannot write ", file.string(), ": the header would have ", n,
                " bytes, more than ", kMaxHeader);
@@ -352,7 +353,7 @@ int rank_of(DType t) {
 }  // namespace
 
 void write_safetensors(const fs::path& file, const std::vector<TensorSource>& tensors,
-                       const std::map<std::string, std::string>& metadata) {
+                       const std::map<std::string, std::string>& metadata, const char* format) {
   std::vector<Item> items;
   for (const TensorSource& s : tensors) {
     const auto put = [&](AtomicFile& out) {
@@ -365,7 +366,7 @@ void write_safetensors(const fs::path& file, const std::vector<TensorSource>& te
     const size_t bytes = static_cast<size_t>(numel_of(s.shape)) * size_of(s.dtype);
     items.push_back({&s.name, rank_of(s.dtype), &s.shape, bytes, put});
   }
-  write_items(file, std::move(items), metadata);
+  write_items(file, std::move(items), metadata, format);
 }
 
 void write_safetensors(const fs::path& file, const std::vector<std::pair<std::string, Tensor>>& tensors,
