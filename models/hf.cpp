@@ -283,9 +283,7 @@ LlamaConfig read_hf_config(const std::filesystem::path& file) {
   return c;
 }
 
-void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype) {
-  LLATTE_CHECK(!(c.qkv_bias && c.qk_norm), file.string(),
-               ": no Hugging Face architecture has both q, k, v biases and q/k norms");
+std::string hf_config(const LlamaConfig& c, DType dtype) {
   const char* family = c.qkv_bias ? "Qwen2" : c.qk_norm ? "Qwen3" : "Llama";
   nlohmann::ordered_json j;
   j["architectures"] = {std::string(family) + "ForCausalLM"};
@@ -323,7 +321,13 @@ void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DT
   if (c.pad_token_id) j["pad_token_id"] = *c.pad_token_id;
   j["torch_dtype"] = torch_name(dtype);
   j["use_cache"] = true;
-  write_file_atomic(file, j.dump(2) + "\n");
+  return j.dump(2) + "\n";
+}
+
+void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype) {
+  LLATTE_CHECK(!(c.qkv_bias && c.qk_norm), file.string(),
+               ": no Hugging Face architecture has both q, k, v biases and q/k norms");
+  write_file_atomic(file, hf_config(c, dtype));
 }
 
 Checkpoint open_hf(const std::filesystem::path& folder) {
@@ -338,9 +342,19 @@ Checkpoint open_hf(const std::filesystem::path& folder) {
     c.weights.push_back({name, {e.dtype, shape, static_cast<int64_t>(e.bytes)}});
   }
   c.read = [file](const std::string& name, DType t) { return file.read(name, t); };
-  if (exists(folder / "tokenizer.json")) c.tokenizer_json = read_file(folder / "tokenizer.json");
-  c.chat_template = read_chat_template(folder);
+  read_tokenizer_files(folder, c);
   return c;
+}
+
+void read_tokenizer_files(const std::filesystem::path& folder, Checkpoint& checkpoint) {
+  if (exists(folder / "tokenizer.json")) checkpoint.tokenizer_json = read_file(folder / "tokenizer.json");
+  checkpoint.chat_template = read_chat_template(folder);
+}
+
+void write_tokenizer_files(const std::filesystem::path& folder, const Checkpoint& checkpoint) {
+  if (checkpoint.tokenizer_json.empty()) return;
+  write_file_atomic(folder / "tokenizer.json", checkpoint.tokenizer_json);
+  write_tokenizer_config(folder / "tokenizer_config.json", checkpoint);
 }
 
 std::unique_ptr<Llama> load_hf(const std::filesystem::path& folder, DType dtype) {
@@ -362,9 +376,7 @@ void save_hf(const std::filesystem::path& folder, const Checkpoint& checkpoint, 
     tensors.push_back({name, dtype, info.shape, [&, name = name] { return checkpoint.read(name, dtype); }});
   write_safetensors(folder / "model.safetensors", tensors);
   write_hf_config(folder / "config.json", checkpoint.config, dtype);
-  if (checkpoint.tokenizer_json.empty()) return;
-  write_file_atomic(folder / "tokenizer.json", checkpoint.tokenizer_json);
-  write_tokenizer_config(folder / "tokenizer_config.json", checkpoint);
+  write_tokenizer_files(folder, checkpoint);
 }
 
 }  // namespace llatte

@@ -3,6 +3,7 @@
 #pragma once
 #include <filesystem>
 #include <functional>
+#include <string>
 #include "models/checkpoint.h"
 
 namespace llatte {
@@ -10,6 +11,8 @@ namespace llatte {
 // Reads config.json, or nanotron's model_config.json, which has the same fields. Refuses by name what it
 // can't honour: architecture, activation, rope_scaling type, biases elsewhere.
 LlamaConfig read_hf_config(const std::filesystem::path& file);
+// The text of config.json.
+std::string hf_config(const LlamaConfig& c, DType dtype);
 void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype);
 
 Checkpoint open_hf(const std::filesystem::path& folder);
@@ -22,5 +25,10 @@ void save_hf(const std::filesystem::path& folder, Llama& model,
 // The same from any checkpoint, tensor by tensor, with tokenizer.json and tokenizer_config.json where it has
 // them.
 void save_hf(const std::filesystem::path& folder, const Checkpoint& checkpoint, DType dtype);
+
+// tokenizer.json and the chat template beside it, into or out of `checkpoint`, where there are any. Written
+// with the tokenizer_config.json that transformers needs.
+void read_tokenizer_files(const std::filesystem::path& folder, Checkpoint& checkpoint);
+void write_tokenizer_files(const std::filesystem::path& folder, const Checkpoint& checkpoint);
 
 }  // namespace llatte
