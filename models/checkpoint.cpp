@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <map>
 #include "models/hf.h"
+#include "models/nanotron.h"
 
 namespace llatte {
 namespace {
@@ -29,6 +30,8 @@ DType Checkpoint::dtype() const {
 Checkpoint open_checkpoint(const fs::path& path) {
   LLATTE_CHECK(fs::exists(path), path.string(), " does not exist");
   LLATTE_CHECK(fs::is_directory(path), path.string(), " is no model; give a folder with config.json");
+  const bool nanotron = fs::exists(path / "latest.txt") || fs::exists(path / "model_config.json");
+  if (nanotron && !fs::exists(path / "config.json")) return open_nanotron(path);
   return open_hf(path);
 }
 
