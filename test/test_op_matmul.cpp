@@ -47,6 +47,22 @@ TEST_CASE("matmul of batches, equal or 1") {
   check_batched(1, 1, 5, 7, 9);
 }
 
+// Few rows against a transposed operand take a way of their own, four columns at a time.
+TEST_CASE("matmul of few rows with weights as on disk") {
+  for (auto [M, K, N] : {std::array<int64_t, 3>{1, 1, 1}, {1, 33, 3}, {1, 64, 4}, {2, 31, 33}, {4, 65, 7}})
+    check({str("matmul few rows ", Shape{M, K, N}),
+           {{M, K}, {N, K}},
+           [](auto& v) { return matmul(v[0], transpose(v[1], 0, 1)); },
+           [M = M, K = K, N = N](auto& v) {
+             Vec c(M * N, 0.0);
+             for (int64_t m = 0; m < M; ++m)
+               for (int64_t n = 0; n < N; ++n)
+                 for (int64_t k = 0; k < K; ++k) c[m * N + n] += v[0][m * K + k] * v[1][n * K + k];
+             return c;
+           },
+           1});
+}
+
 TEST_CASE("matmul with a transposed operand") {
   check({"matmul a b^T",
          {{5, 31}, {7, 31}},

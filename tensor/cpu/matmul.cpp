@@ -1,12 +1,14 @@
 // Matrix products. f32 and bf16 through oneDNN, f64 (proofs only) through the BLAS that LAPACK brings along.
 // Operands are passed by their strides, so a transposed view costs nothing. A primitive is made once per
-// shape and kept with its memory descriptors; a call only sets pointers.
+// shape and kept with its memory descriptors; a call only sets pointers. A few rows against weights as they
+// lie on disk, which is what decoding does, are bound by reading the weights: gemv.h.
 #include <cblas.h>
 #include <algorithm>
 #include <array>
 #include <memory>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
+#include "tensor/cpu/gemv.h"
 #include "tensor/kernels.h"
 
 namespace llatte::cpu {
@@ -127,6 +129,25 @@ void run_f64(const Tensor& a, const Tensor& b, Tensor& c, double beta) {
                 c.ptr<double>() + i * step(c), lc.ld);
 }
 
+constexpr int64_t kFewRows = 4;  // up to here reading the weights costs more than the sums
+
+bool is_gemv(const Tensor& a, const Tensor& b, const Tensor& c) {
+  return a.ndim() == 2 && b.ndim() == 2 && a.size(0) <= kFewRows && b.stride(0) == 1 && c.stride(1) == 1;
+}
+
+template <class T, class C>
+void run_gemv(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) {
+  const Tensor x_MK = a.to(DType::f32).contiguous();
+  gemv(x_MK.ptr<float>(), a.size(0), b.ptr<T>(), b.stride(1), c.size(1), a.size(1), c.ptr<C>(), c.stride(0),
+       accumulate);
+}
+
+void run_gemv(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) {
+  if (a.dtype() == DType::f32) return run_gemv<float, float>(a, b, c, accumulate);
+  if (c.dtype() == DType::f32) return run_gemv<bf16, float>(a, b, c, accumulate);
+  run_gemv<bf16, bf16>(a, b, c, accumulate);
+}
+
 }  // namespace
 
 void matmul(const Tensor& a, const Tensor& b, Tensor& c, double beta) {
@@ -140,6 +161,7 @@ void matmul(const Tensor& a, const Tensor& b, Tensor& c, double beta) {
     return;
   }
   if (a.dtype() == DType::f64) return run_f64(a, b, c, beta);
+  if (is_gemv(a, b, c)) return run_gemv(a, b, c, beta == 1);
   run_onednn(a, b, c, beta == 1);
 }
 
