@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <utility>
 #include <variant>
 #include "data/chat_template_parser.h"
@@ -169,7 +170,7 @@ class Renderer {
       case Expr::none: return {None{}};
       case Expr::name: return lookup(e);
       case Expr::list: return items(e);
-      case Expr::attribute: return member(defined(eval(*e.parts[0]), e), e.word, e);
+      case Expr::attribute: return attribute(defined(eval(*e.parts[0]), e), e);
       case Expr::index: return element(e);
       case Expr::slice: return slice(e);
       case Expr::call: return call(e);
@@ -216,6 +217,15 @@ class Renderer {
     if (const Mapping* m = x.mapping())
       if (const auto found = m->find(name); found != m->end()) return found->second;
     return {Undefined{name}};
+  }
+
+  // Python's own attributes (text.strip, mapping.items) are not values here.
+  Value attribute(const Value& x, const Expr& e) const {
+    static const std::set<std::string> methods = {"clear", "copy",    "fromkeys",   "get",    "items", "keys",
+                                                  "pop",   "popitem", "setdefault", "update", "values"};
+    if (x.text() || x.list() || (x.mapping() && methods.count(e.word)))
+      fail(e.line, "the attribute '", printable(e.word), "' of ", type_name(x), " is not supported");
+    return member(x, e.word, e);
   }
 
   Value of_loop(const Loop& loop, const std::string& name, const Expr& e) const {

@@ -71,6 +71,8 @@ TEST_CASE("what is not in the subset is refused by name and line") {
   refuses("{{ 4 is even }}", "1: the test 'even' is not supported");
   refuses("{{ 4 is divisibleby 2 }}", "1: an argument of the test 'divisibleby' is not supported");
   refuses("{{ 'a'.title() }}", "1: the method 'title' of text is not supported");
+  refuses("{{ 'a'.strip }}", "1: the attribute 'strip' of text is not supported");
+  refuses("{{ messages[0].items }}", "1: the attribute 'items' of a mapping is not supported");
   refuses("{{ 2 * 3 }}", "1: the operator * is not supported");
   refuses("{{ 1.5 }}", "1: the number that begins with 1 is not a decimal integer of at most 18 digits");
   refuses("{{ {'a': 1} }}", "1: unexpected '{', wanted a value");
