@@ -146,4 +146,6 @@ LLATTE_KERNEL(random_uniform, uint64_t seed, uint64_t stream, Tensor& y)  // in 
 // ids_N (i32) from logits_NV (acc): temperature 0 = argmax (lowest id on a tie); else keep the top_k (0: all), then the
 // smallest set with probability >= top_p, then those with p >= min_p * p_max; pick by inverse CDF, ids ascending, at u_N (acc, [0,1)).
 LLATTE_KERNEL(sample, const Tensor& logits, const Tensor& u, const SampleRule& rule, Tensor& ids)
+// For each id of ids_N (i32, all different) its logit z of logits_V (acc) becomes z / penalty if positive, else z * penalty.
+LLATTE_KERNEL(repetition_penalty, const Tensor& ids, double penalty, Tensor& logits)
 // clang-format on

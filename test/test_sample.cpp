@@ -136,3 +136,39 @@ TEST_CASE("bad rules and broken logits are refused by name") {
           "sample: logit of id 0 in row 0 is inf; the model has diverged or its weights are damaged");
   rejects({-INFINITY, -INFINITY}, {}, "sample: every logit of row 0 is -inf");
 }
+
+TEST_CASE("repetition penalty: seen logits are divided if positive, multiplied if negative") {
+  const std::vector<double> z = {2.5, -1.25, 0, 7, -3e-3, 1e3, -INFINITY};
+  const std::vector<int32_t> ids = {5, 1, 0, 2, 6};
+  for (const double penalty : {1.3, 0.7, 1.0}) {
+    std::vector<double> want = z;
+    for (const int32_t id : ids) {
+      double& x = want[static_cast<size_t>(id)];
+      if (x > 0) x = x / penalty;
+      if (x < 0) x = z[static_cast<size_t>(id)] * penalty;
+    }
+    Tensor f64 = Tensor::from(z, {1, 7}), f32 = Tensor::from(z, {1, 7}).to(DType::f32);
+    const Tensor seen = Tensor::from(ids, {5});
+    kernels::repetition_penalty(seen, penalty, f64);
+    kernels::repetition_penalty(seen, penalty, f32);
+    const auto got64 = f64.to_vector<double>();
+    const auto got32 = f32.to_vector<float>();
+    for (size_t i = 0; i < z.size(); ++i) {
+      CHECK(got64[i] == want[i]);  // one operation in double: exact
+      // f32: rounded on the way in and on the way out, half an ulp (6e-8) each.
+      if (std::isinf(want[i])) CHECK(got32[i] == want[i]);
+      else CHECK(std::abs(got32[i] - want[i]) <= 1.3e-7 * std::abs(want[i]));
+    }
+  }
+}
+
+TEST_CASE("a bad penalty or id is refused by name") {
+  const auto rejects = [](std::vector<int32_t> ids, double penalty, const char* sentence) {
+    Tensor z = Tensor::full({1, 4}, 1, DType::f32);
+    CHECK_THROWS_WITH_AS(kernels::repetition_penalty(Tensor::from(ids, {1}), penalty, z), sentence, Error);
+  };
+  rejects({0}, 0, "repetition_penalty: 0 must be positive");
+  rejects({0}, NAN, "repetition_penalty: nan must be positive");
+  rejects({4}, 1.1, "repetition_penalty: id 4 is not in [0,4)");
+  rejects({-1}, 1.1, "repetition_penalty: id -1 is not in [0,4)");
+}

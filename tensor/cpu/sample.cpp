@@ -3,6 +3,9 @@
 //   top_p   the shortest prefix of them, by falling w, whose sum reaches top_p of what is left
 //   min_p   those with w >= min_p * max w
 // and the id is the first, in ascending order, whose running sum exceeds u times the total.
+// Before that, repetition_penalty makes tokens that have been seen less likely (arXiv 1909.05858,
+// section 4.1, with negative logits multiplied, as transformers does: dividing those would make the token
+// more likely).
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -109,6 +112,20 @@ void sample(const Tensor& logits, const Tensor& u, const SampleRule& rule, Tenso
     int32_t* out = ids.data<int32_t>();
     Candidates candidates;
     for (int64_t n = 0; n < N; ++n) out[n] = sample_row<T>(z + n * V, V, n, double(pu[n]), rule, candidates);
+  });
+}
+
+void repetition_penalty(const Tensor& ids, double penalty, Tensor& logits) {
+  LLATTE_CHECK(penalty > 0 && std::isfinite(penalty), "repetition_penalty: ", penalty, " must be positive");
+  const int64_t V = logits.numel(), N = ids.numel();
+  const int32_t* id = ids.data<int32_t>();
+  dispatch_float(logits.dtype(), "repetition_penalty", [&]<class T>() {
+    T* z = logits.data<T>();
+    for (int64_t n = 0; n < N; ++n) {
+      LLATTE_CHECK(0 <= id[n] && id[n] < V, "repetition_penalty: id ", id[n], " is not in [0,", V, ")");
+      const double old = static_cast<double>(z[id[n]]);
+      z[id[n]] = static_cast<T>(old > 0 ? old / penalty : old * penalty);
+    }
   });
 }
 
