@@ -178,11 +178,12 @@ Tensor Llama::losses(const Tensor& tokens_BT, const Tensor& targets_BT) {
   return losses_N;
 }
 
-KvCache Llama::make_cache(int64_t B, int64_t S) const {
+KvCache Llama::make_cache(int64_t B, int64_t S, std::optional<DType> t) const {
   LLATTE_CHECK(B > 0 && S > 0, "llama: a cache needs at least one sequence of one token, got B=", B,
                " S=", S);
   KvCache cache;
-  for (const auto& block : impl_->blocks) cache.layers.push_back(block->attention().make_cache(B, S));
+  for (const auto& block : impl_->blocks)
+    cache.layers.push_back(block->attention().make_cache(B, S, t.value_or(dtype())));
   return cache;
 }
 

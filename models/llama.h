@@ -89,7 +89,8 @@ class Llama : public Module {
   // Each term of that mean: -log softmax of every target that is not -100, row by row; acc [N]. No gradient.
   Tensor losses(const Tensor& tokens_BT, const Tensor& targets_BT);
 
-  KvCache make_cache(int64_t B, int64_t S) const;
+  // For B sequences of up to S tokens, kept as `t`, or in the model's dtype.
+  KvCache make_cache(int64_t B, int64_t S, std::optional<DType> t = std::nullopt) const;
   void params(const std::string& prefix,
               const ParamFn& f) override;  // a tied lm_head is listed once, as the embedding
 

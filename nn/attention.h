@@ -33,8 +33,8 @@ struct AttentionInput {
 class Attention : public Module {
  public:
   virtual Var forward(const Var& x_BTD, const AttentionInput& in) = 0;
-  // An empty cache of the layer's own kind for B sequences of up to S tokens.
-  virtual std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S) const = 0;
+  // An empty cache of the layer's own kind for B sequences of up to S tokens, its numbers kept as `t`.
+  virtual std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S, DType t) const = 0;
 };
 
 std::unique_ptr<Attention> make_attention(const AttentionConfig& c);

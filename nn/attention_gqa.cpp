@@ -39,8 +39,8 @@ class Gqa final : public Attention {
     return o_proj_(reshape(o_BTHE, {B, T, H * E}));
   }
 
-  std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S) const override {
-    return std::make_unique<GqaCache>(B, S, c_.K, c_.E, c_.dtype);
+  std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S, DType t) const override {
+    return std::make_unique<GqaCache>(B, S, c_.K, c_.E, t);
   }
 
   void params(const std::string& prefix, const ParamFn& f) override {
@@ -57,14 +57,15 @@ class Gqa final : public Attention {
     return rope(norm ? (*norm)(x_BTHE) : x_BTHE, in.rope.cos, in.rope.sin, in.pos);
   }
 
-  // The new tokens join the cache, then see all of it.
+  // The new tokens join the cache, then see all of it, themselves too, as the cache's dtype has rounded it.
   static Var attend_cached(const Var& q_BTHE, const Var& k_BTKE, const Var& v_BTKE, LayerCache& cache,
                            double scale) {
     auto* gqa = dynamic_cast<GqaCache*>(&cache);
     LLATTE_CHECK(gqa, "gqa: this cache was made by another kind of attention");
     LLATTE_CHECK(!grad_enabled(), "gqa: a cache is for decoding and keeps no gradients; hold a NoGrad");
     gqa->append(k_BTKE.value, v_BTKE.value);
-    return attention(q_BTHE, constant(gqa->keys()), constant(gqa->values()), scale);
+    const DType t = q_BTHE.value.dtype();
+    return attention(q_BTHE, constant(gqa->keys().to(t)), constant(gqa->values().to(t)), scale);
   }
 
   AttentionConfig c_;
