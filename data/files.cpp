@@ -70,6 +70,16 @@ MappedFile map_file(const fs::path& file) {
           std::shared_ptr<const void>(p, [size](const void* q) { ::munmap(const_cast<void*>(q), size); })};
 }
 
+void release_pages(std::span<const std::byte> bytes) {
+  constexpr size_t kWorthIt = 1 << 20;
+  if (bytes.size() < kWorthIt) return;
+  // Whole pages only: those at the borders hold a neighbour's bytes too.
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto at = reinterpret_cast<uintptr_t>(bytes.data());
+  const uintptr_t begin = (at + page - 1) / page * page, end = (at + bytes.size()) / page * page;
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a hint: failure changes nothing
+}
+
 AtomicFile::AtomicFile(const fs::path& file) : file_(file) {
   static std::atomic<int> count{0};
   LLATTE_CHECK(file.has_filename(), "cannot write '", file.string(), "': a file name is missing");

@@ -16,6 +16,9 @@ struct MappedFile {
   std::shared_ptr<const void> owner;
 };
 MappedFile map_file(const std::filesystem::path& file);
+// Part of a mapping that was used and will hardly be used again: its memory goes back to the system (the next
+// reader would get it from the file again). Small parts stay.
+void release_pages(std::span<const std::byte> bytes);
 
 // A file written piece by piece under a temporary name beside `file`. commit() makes it durable and gives it
 // its name by one rename; without commit() the destructor removes it, and `file` is as it was.

@@ -242,6 +242,7 @@ Tensor convert(const SafetensorsEntry& e, DType t, const std::string& what) {
   if constexpr (!whole)
     dispatch_float(t, "safetensors", [&]<class To>() { convert<From>(e.data, y.numel(), y.data<To>()); });
   else dispatch_any(t, "safetensors", [&]<class To>() { convert<From>(e.data, y.numel(), y.data<To>()); });
+  release_pages({e.data, e.bytes});
   return y;
 }
 
