@@ -1,4 +1,4 @@
-// IEEE binary16, as it stands in files: read only, widened exactly to float.
+// IEEE binary16, as it stands in files: widened exactly to float, and rounded from it to nearest even.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -12,6 +12,19 @@ inline float f16_to_f32(uint16_t h) {
   if (value >= 0x0f800000u) return std::bit_cast<float>(sign | value | 0x7f800000u);  // infinity, NaN
   const float scaled = std::bit_cast<float>(value) * 0x1p112f;
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(scaled));
+}
+
+// Too large becomes infinity, NaN stays NaN. Small numbers are rounded by an addition: next to 0.5 a float's
+// last bit is worth 2^-24, as that of a subnormal half.
+inline uint16_t f32_to_f16(float f) {
+  const uint32_t u = std::bit_cast<uint32_t>(f), sign = u >> 16 & 0x8000u, value = u & 0x7fffffffu;
+  uint32_t half;
+  if (value > 0x7f800000u) half = 0x7e00u | (value >> 13 & 0x3ffu);
+  else if (value >= 0x477ff000u) half = 0x7c00u;  // 65520 and above
+  else if (value < 0x38800000u)
+    half = std::bit_cast<uint32_t>(std::bit_cast<float>(value) + 0.5f) - 0x3f000000u;  // below 2^-14
+  else half = (value - 0x38000000u + 0xfffu + (value >> 13 & 1u)) >> 13;
+  return static_cast<uint16_t>(sign | half);
 }
 
 }  // namespace llatte
