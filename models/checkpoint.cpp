@@ -1,6 +1,9 @@
 #include "models/checkpoint.h"
 #include <algorithm>
+#include <cstring>
 #include <map>
+#include "data/files.h"
+#include "models/gguf.h"
 #include "models/hf.h"
 #include "models/nanotron.h"
 
@@ -9,6 +12,14 @@ namespace {
 namespace fs = std::filesystem;
 
 bool is_matrix(const WeightInfo& w) { return w.shape.size() == 2; }
+
+bool is_gguf(const fs::path& file) {
+  if (fs::is_directory(file)) return false;
+  const std::string magic = "GGUF";
+  const MappedFile map = map_file(file);
+  return file.extension() == ".gguf" ||
+         (map.bytes.size() >= magic.size() && !std::memcmp(map.bytes.data(), magic.data(), magic.size()));
+}
 
 bool at_most_16_bits(const WeightInfo& w) { return w.bytes <= 2 * numel_of(w.shape); }
 
@@ -29,7 +40,9 @@ DType Checkpoint::dtype() const {
 
 Checkpoint open_checkpoint(const fs::path& path) {
   LLATTE_CHECK(fs::exists(path), path.string(), " does not exist");
-  LLATTE_CHECK(fs::is_directory(path), path.string(), " is no model; give a folder with config.json");
+  if (is_gguf(path)) return open_gguf(path);
+  LLATTE_CHECK(fs::is_directory(path), path.string(),
+               " is no model; give a folder with config.json, or a .gguf file");
   const bool nanotron = fs::exists(path / "latest.txt") || fs::exists(path / "model_config.json");
   if (nanotron && !fs::exists(path / "config.json")) return open_nanotron(path);
   return open_hf(path);
