@@ -28,7 +28,9 @@ void check(const LlamaConfig& c, std::span<const int32_t> prompt, const Generate
   const auto n = static_cast<int64_t>(prompt.size());
   LLATTE_CHECK(n <= c.max_position_embeddings && o.max_tokens <= c.max_position_embeddings - n,
                "generate: ", n, " prompt tokens and ", o.max_tokens,
-               " new ones exceed max_position_embeddings ", c.max_position_embeddings, "; lower max_tokens");
+               " new ones exceed max_position_embeddings ", c.max_position_embeddings,
+               n < c.max_position_embeddings ? "; lower max_tokens"
+                                             : "; shorten the prompt or begin a new conversation");
   LLATTE_CHECK(o.rule.temperature >= 0 && o.rule.top_k >= 0, "generate: temperature ", o.rule.temperature,
                " and top_k ", o.rule.top_k, " must not be negative");
   LLATTE_CHECK(o.rule.top_p > 0 && o.rule.top_p <= 1 && o.rule.min_p >= 0 && o.rule.min_p <= 1,

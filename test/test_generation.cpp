@@ -92,7 +92,10 @@ TEST_CASE("what cannot be generated is said in a sentence") {
   };
   CHECK(has(why({}, greedy(3)), "the prompt has no tokens"));
   CHECK(has(why({1, 384}, greedy(3)), "token id 384, but the model's vocabulary ends at 383"));
-  CHECK(has(why({1}, greedy(256)), "1 prompt tokens and 256 new ones exceed max_position_embeddings 256"));
+  CHECK(has(why({1}, greedy(256)),
+            "1 prompt tokens and 256 new ones exceed max_position_embeddings 256; lower max_tokens"));
+  CHECK(has(why(std::vector<int32_t>(256, 1), greedy(1)),
+            "256 prompt tokens and 1 new ones exceed max_position_embeddings 256; shorten the prompt"));
   CHECK(has(why({1}, greedy(INT64_MAX)), "exceed max_position_embeddings 256"));
   CHECK(has(why({1}, greedy(0)), "max_tokens is 0"));
   GenerateOptions o = greedy(3);
