@@ -134,6 +134,20 @@ TEST_CASE("the step's own folder can be given, and rows can be read alone") {
   CHECK(has(error_of([&] { c.read("nope", DType::f32); }), "llama_tp2/10: there is no weight 'nope'"));
 }
 
+TEST_CASE("layers may come from several pipeline ranks") {
+  const TempFolder t;
+  fs::copy(kFixtures / "llama_tp1/10", t / "10", fs::copy_options::recursive);
+  std::vector<fs::path> sharded;
+  for (const std::string& file : tree(t / "10/model"))
+    if (has(file, "_pp-rank-0-of-1")) sharded.push_back(t / ("10/model/" + file));
+  for (const fs::path& file : sharded) {
+    const char* rank = has(file.string(), "decoder/1") || has(file.string(), "lm_head") ? "1" : "0";
+    fs::rename(file,
+               file.parent_path() / str("model_weight_pp-rank-", rank, "-of-2_tp-rank-0-of-1.safetensors"));
+  }
+  check_same_weights(open_nanotron(t / "10"), hf("llama_hf"), DType::f32);
+}
+
 // The model computes in f32, whose rounding is 6e-8: a sum of 16 products of numbers below 1, through two
 // layers, moves logits of size 1 by less than 1e-5. A wrong row or pair moves them by far more.
 TEST_CASE("the models compute the golden logits") {
