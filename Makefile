@@ -2,6 +2,7 @@
 #   make          build              make demo     train clm-60m on real text, start to report
 #   make test     build and test     make san      the tests under ASan + UBSan      make tsan   under TSan
 #   make bench    benchmarks         make format   clang-format                      make lines  how big is it
+#   make interop  our exported models in transformers and llama.cpp
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
 NATIVE ?= 1
 SAN ?=
@@ -12,7 +13,7 @@ FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN)
 ROOMS := tensor autograd nn optim data models convert eval train apps test bench
 CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: all deps configure demo test run-tests san tsan bench format format-check lines install clean
+.PHONY: all deps configure demo test run-tests san tsan interop bench format format-check lines install clean
 all: configure
 	@cmake --build $(BUILD) -j$(shell nproc)
 
@@ -33,6 +34,9 @@ san:
 
 tsan:
 	@$(MAKE) --no-print-directory SAN=thread test
+
+interop: all
+	@scripts/interop $(BUILD)
 
 bench: all
 	@scripts/bench $(BUILD) $(OP)

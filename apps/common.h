@@ -12,6 +12,7 @@
 #include <omp.h>
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -41,6 +42,7 @@ class App {
 
   template <class Body>
   int run(int argc, char** argv, Body body) {
+    std::signal(SIGPIPE, SIG_IGN);  // a reader that went away (| head) must not end a training run
     try {
       cli.parse(argc, argv);
       apply_common();

@@ -1,7 +1,7 @@
 // train CONFIG.yaml [key.path=value ...]: one page around train/trainer.h.
 #include <csignal>
 #include "apps/common.h"
-#include "models/hf.h"
+#include "models/checkpoint.h"
 #include "train/plan.h"
 #include "train/trainer.h"
 
@@ -18,7 +18,7 @@ void on_signal(int signal) {
 llatte::LlamaConfig planned_model(const llatte::TrainConfig& c) {
   if (c.start_weights().empty()) return c.model;
   const auto say = [](const std::string& s) { std::cerr << s << std::endl; };
-  return llatte::read_hf_config(llatte::start_folder(c.start_weights(), say) / "config.json");
+  return llatte::open_checkpoint(llatte::start_folder(c.start_weights(), say)).config;
 }
 
 void print_plan(const llatte::App& app, const llatte::TrainConfig& c) {

@@ -1,5 +1,6 @@
 #include "data/files.h"
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -78,6 +79,21 @@ void release_pages(std::span<const std::byte> bytes) {
   const auto at = reinterpret_cast<uintptr_t>(bytes.data());
   const uintptr_t begin = (at + page - 1) / page * page, end = (at + bytes.size()) / page * page;
   ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);  // a hint: failure changes nothing
+}
+
+FolderLock::FolderLock(const fs::path& folder)
+    : fd_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  LLATTE_CHECK(fd_ >= 0, "cannot open ", folder.string(), ": ", why(errno));
+  if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return;
+  const int error = errno;
+  ::close(fd_);
+  LLATTE_CHECK(error != EWOULDBLOCK, folder.string(),
+               " is in use by another process; wait for it or stop it");
+  fd_ = -1;  // a file system that has no locks
+}
+
+FolderLock::~FolderLock() {
+  if (fd_ >= 0) ::close(fd_);
 }
 
 AtomicFile::AtomicFile(const fs::path& file) : file_(file) {

@@ -40,6 +40,19 @@ class AtomicFile {
   std::string buffer_;
 };
 
+// Held by one process at a time: a second one that wants the folder gets an Error. The kernel lets go of it
+// when the process ends, however it ends.
+class FolderLock {
+ public:
+  explicit FolderLock(const std::filesystem::path& folder);
+  ~FolderLock();
+  FolderLock(const FolderLock&) = delete;
+  FolderLock& operator=(const FolderLock&) = delete;
+
+ private:
+  int fd_;
+};
+
 // temp file beside it, write, fsync, rename, fsync of the folder.
 void write_file_atomic(const std::filesystem::path& file, std::string_view contents);
 void fsync_path(const std::filesystem::path& file_or_folder);

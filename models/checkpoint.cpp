@@ -1,4 +1,5 @@
 #include "models/checkpoint.h"
+#include <unistd.h>
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -13,15 +14,40 @@ namespace fs = std::filesystem;
 
 bool is_matrix(const WeightInfo& w) { return w.shape.size() == 2; }
 
-bool is_gguf(const fs::path& file) {
-  if (fs::is_directory(file)) return false;
-  const std::string magic = "GGUF";
-  const MappedFile map = map_file(file);
-  return file.extension() == ".gguf" ||
-         (map.bytes.size() >= magic.size() && !std::memcmp(map.bytes.data(), magic.data(), magic.size()));
+// A folder built beside its final place; it appears there by one rename, or the destructor removes it.
+class NewFolder {
+ public:
+  explicit NewFolder(const fs::path& final_name)
+      : final_(final_name),
+        temp_(final_name.parent_path() / str('.', final_name.filename().string(), ".tmp-", getpid())) {
+    fs::create_directories(temp_);
+  }
+  ~NewFolder() {
+    std::error_code ignored;
+    fs::remove_all(temp_, ignored);
+  }
+  NewFolder(const NewFolder&) = delete;
+  const fs::path& path() const { return temp_; }
+  void publish() { publish_folder(temp_, final_); }
+
+ private:
+  fs::path final_, temp_;
+};
+
+GgufType gguf_type(const std::string& dtype) {
+  if (dtype == "f16") return GgufType::F16;
+  if (dtype == "bf16") return GgufType::BF16;
+  if (dtype == "q8_0") return GgufType::Q8_0;
+  return GgufType::F32;
 }
 
-bool at_most_16_bits(const WeightInfo& w) { return w.bytes <= 2 * numel_of(w.shape); }
+void check_target(const std::string& format, const std::string& dtype) {
+  LLATTE_CHECK(format == "hf" || format == "nanotron" || format == "gguf", "cannot write format '", format,
+               "'; have hf, nanotron, gguf");
+  const bool wide = dtype == "f32" || dtype == "bf16", gguf_only = dtype == "f16" || dtype == "q8_0";
+  LLATTE_CHECK(wide || (gguf_only && format == "gguf"), "cannot write ", format, " in dtype '", dtype,
+               "'; have ", format == "gguf" ? "f32, bf16, f16, q8_0" : "f32, bf16");
+}
 
 }  // namespace
 
@@ -33,7 +59,7 @@ int64_t Checkpoint::bytes() const {
 
 DType Checkpoint::dtype() const {
   const bool narrow = std::all_of(weights.begin(), weights.end(), [](const auto& w) {
-    return !is_matrix(w.second) || at_most_16_bits(w.second);
+    return !is_matrix(w.second) || w.second.dtype == "BF16";
   });
   return narrow ? DType::bf16 : DType::f32;
 }
@@ -41,11 +67,14 @@ DType Checkpoint::dtype() const {
 Checkpoint open_checkpoint(const fs::path& path) {
   LLATTE_CHECK(fs::exists(path), path.string(), " does not exist");
   if (is_gguf(path)) return open_gguf(path);
-  LLATTE_CHECK(fs::is_directory(path), path.string(),
-               " is no model; give a folder with config.json, or a .gguf file");
-  const bool nanotron = fs::exists(path / "latest.txt") || fs::exists(path / "model_config.json");
-  if (nanotron && !fs::exists(path / "config.json")) return open_nanotron(path);
-  return open_hf(path);
+  if (fs::exists(path / "config.json")) return open_hf(path);
+  if (fs::exists(path / "model_config.json")) return open_nanotron(path);
+  LLATTE_CHECK(fs::exists(path / "latest.txt"), path.string(),
+               " is no model: it is neither a .gguf file nor a ",
+               "folder with config.json, model_config.json or latest.txt");
+  const fs::path newest = read_file(path / "latest.txt");
+  const bool ours = newest == newest.filename() && fs::exists(path / newest / "config.json");
+  return ours ? open_hf(path / newest) : open_nanotron(path);  // a run's folder, or nanotron's
 }
 
 std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype) {
@@ -53,6 +82,19 @@ std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype) {
   model->params("",
                 [&](const std::string& name, Var& p) { p.value.copy_from(checkpoint.read(name, dtype)); });
   return model;
+}
+
+void save_checkpoint(const fs::path& path, const Checkpoint& checkpoint, const std::string& format,
+                     const std::string& dtype) {
+  check_target(format, dtype);
+  LLATTE_CHECK(!fs::exists(path), path.string(), " exists already; remove it or name another");
+  if (format == "gguf") return save_gguf(path, checkpoint, gguf_type(dtype));
+  const DType t = dtype == "bf16" ? DType::bf16 : DType::f32;
+  // "x/" names x
+  NewFolder folder(path.has_filename() ? path : path.parent_path());
+  if (format == "hf") save_hf(folder.path(), checkpoint, t);
+  else save_nanotron(folder.path(), checkpoint, t);
+  folder.publish();
 }
 
 void check_weights(const LlamaConfig& config, const std::vector<std::pair<std::string, Shape>>& found,

@@ -30,16 +30,22 @@ struct Checkpoint {
   std::string chat_template;   // Jinja; empty: there is none
 
   int64_t bytes() const;  // of all weights on disk
-  // bf16 if every matrix is of 16 bits or fewer on disk, else f32.
+  // That holds every weight without rounding: bf16 if every matrix is BF16 on disk, else f32.
   DType dtype() const;
 };
 
-// By what lies at `path`: a .gguf file, a folder with config.json (Hugging Face, and our own checkpoints), or
-// a nanotron folder (latest.txt, or model_config.json and model/).
+// By what lies at `path`: a .gguf file, a folder with config.json (Hugging Face, and our own checkpoints), a
+// nanotron folder (latest.txt, or model_config.json and model/), or a run folder of ours: its newest
+// checkpoint.
 Checkpoint open_checkpoint(const std::filesystem::path& path);
 
 // The model itself, weights cast to `dtype`.
 std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype);
+
+// Writes `checkpoint` as a new folder (hf, nanotron) or file (gguf), weights in f32 or bf16, for gguf also
+// f16 or q8_0. Nothing may be at `path` yet; it appears whole, by one rename, or not at all.
+void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
+                     const std::string& format, const std::string& dtype);
 
 // For the readers of each format: one Error that lists every missing, surplus and wrongly shaped tensor.
 void check_weights(const LlamaConfig& config, const std::vector<std::pair<std::string, Shape>>& found,

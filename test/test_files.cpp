@@ -89,6 +89,17 @@ TEST_CASE("a full disk is one sentence, and the old file stays") {
   CHECK(dir.entries() == 1);
 }
 
+TEST_CASE("a folder's lock has one holder at a time") {
+  const TempFolder dir;
+  {
+    const FolderLock first(dir.path);
+    CHECK(has(error_of([&] { FolderLock second(dir.path); }), dir.path.string() + " is in use by another process"));
+  }
+  CHECK_NOTHROW(FolderLock(dir.path));
+  CHECK(dir.entries() == 0);
+  CHECK(has(error_of([&] { FolderLock none(dir / "none"); }), "cannot open"));
+}
+
 TEST_CASE("errors name the path and the cause") {
   const TempFolder dir;
   const auto none = dir / "none";

@@ -220,11 +220,9 @@ std::optional<fs::path> newest_whole(const fs::path& run,
 fs::path start_folder(const fs::path& path, const std::function<void(const std::string&)>& say) {
   LLATTE_CHECK(fs::exists(path), path.string(),
                ": there are no start weights here; see checkpoints.resume_checkpoint_path");
-  if (fs::exists(path / "config.json")) return path;
+  if (!fs::is_directory(path) || fs::exists(path / "config.json")) return path;
   const auto newest = newest_whole(path, say);
-  LLATTE_CHECK(newest, path.string(),
-               " holds neither a config.json nor checkpoints; name a folder of start weights");
-  return *newest;
+  return newest ? *newest : path;  // not a run of ours: open_checkpoint says what it is
 }
 
 void remove_old_checkpoints(const fs::path& run, int64_t keep) {

@@ -1,6 +1,7 @@
 #include "train/trainer.h"
 #include <chrono>
 #include <cmath>
+#include "models/checkpoint.h"
 #include "models/hf.h"
 
 namespace llatte {
@@ -63,6 +64,7 @@ Trainer::Trainer(TrainConfig config, const std::string& resume)
   if (const auto checkpoint = resume_point(config_, resume, progress_)) start_from(*checkpoint);
   else start_fresh();
   fs::create_directories(run);
+  lock_ = std::make_unique<FolderLock>(run);
   remove_temporary_folders(run);
   open_data();
   metrics_ = std::make_unique<MetricsFile>(run / "metrics.jsonl", state_.step);
@@ -232,7 +234,7 @@ void Trainer::start_fresh() {
   }
   const fs::path start =
       start_folder(config_.start_weights(), [&](const std::string& s) { progress_.note(s); });
-  model_ = load_hf(start, config_.dtype);
+  model_ = load_model(open_checkpoint(start), config_.dtype);
   check_model_keys(config_, model_->config(), start.string());
   if (tokenizer_path_.empty() && fs::exists(start / "tokenizer.json")) tokenizer_path_ = start.string();
   make_optimizer();

@@ -6,6 +6,7 @@
 #pragma once
 #include <atomic>
 #include <memory>
+#include "data/files.h"
 #include "data/tfevents.h"
 #include "train/checkpoint.h"
 #include "train/config.h"
@@ -51,6 +52,7 @@ class Trainer {
 
   TrainConfig config_;
   TrainState state_;
+  std::unique_ptr<FolderLock> lock_;  // of the run folder
   Progress progress_;
   std::string tokenizer_path_, tokenizer_json_, checkpoint_;
   std::unique_ptr<Llama> model_;

@@ -275,7 +275,7 @@ class TrainTest(unittest.TestCase):
                                        "model.model_config.vocab_size=300", code=1).stderr
         self.assertIn("vocab_size is 300 but the start weights", said)
         said = self.run_folder().train("checkpoints.resume_checkpoint_path=" + first.dir, code=1).stderr
-        self.assertIn("holds neither a config.json nor checkpoints", said)
+        self.assertIn("is no model: it is neither", said)
 
     def test_native_start_checkpoint_resumes_everything_unless_told(self):
         first, whole = self.run_folder(), self.run_folder()

@@ -1,0 +1,123 @@
+"""convert from the outside: every pair of formats, the report, the self-test, and what is refused.
+Called with the folder of the programs."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+APPS = sys.argv.pop(1)
+TINY = "test/fixtures/tiny-llama/tiny-llama"
+TOKENIZER = "test/fixtures/lm-eval/tokenizer"
+
+
+def convert(*args, code=0):
+    p = subprocess.run([os.path.join(APPS, "convert"), *map(str, args)], capture_output=True, text=True)
+    assert p.returncode == code, (p.returncode, p.stdout, p.stderr)
+    return p
+
+
+def weights(folder):
+    with open(os.path.join(folder, "model.safetensors"), "rb") as f:
+        return f.read()
+
+
+class ConvertTest(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.mkdtemp()
+
+    def tearDown(self):
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def at(self, name):
+        return os.path.join(self.dir, name)
+
+    def report(self, *args):
+        return json.loads(convert(*args, "--json").stdout.splitlines()[-1])
+
+    def test_round_trips_are_bit_exact(self):
+        convert(TINY, self.at("hf"))
+        for name, to in (("nano", "nanotron"), ("x.gguf", "gguf")):
+            r = self.report(TINY, self.at(name), "--to", to, "--tokenizer", TOKENIZER)
+            self.assertEqual(r["self_test_max_error"], 0)
+            convert(self.at(name), self.at("back-" + name))
+            self.assertEqual(weights(self.at("back-" + name)), weights(self.at("hf")))
+            self.assertTrue(os.path.exists(self.at("back-" + name + "/tokenizer.json")))
+        convert(self.at("nano"), self.at("y.gguf"))  # the format is known by the name
+        convert(self.at("y.gguf"), self.at("nano2"), "--to", "nanotron")
+        convert(self.at("nano2"), self.at("back"))
+        self.assertEqual(weights(self.at("back")), weights(self.at("hf")))
+
+    def test_report(self):
+        p = convert(TINY, self.at("a.gguf"), "--dtype", "bf16")
+        self.assertIn("model.layers.*.mlp.down_proj.weight", p.stdout)
+        self.assertIn("total", p.stdout)
+        self.assertIn("self-test: logits agree", p.stdout)
+        self.assertIn("no tokenizer came along", p.stdout)
+        r = self.report(TINY, self.at("b"), "--dtype", "bf16")
+        with open(os.path.join(TINY, "config.json")) as f:
+            c = json.load(f)
+        heads, layers = c["num_key_value_heads"], c["num_hidden_layers"]
+        width = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
+        self.assertEqual(r["cache_bytes_per_token_before"], 2 * heads * width * layers * 4)
+        self.assertEqual(r["cache_bytes_per_token_after"], 2 * heads * width * layers * 2)
+        self.assertEqual(r["parameters_before"], r["parameters_after"])
+        self.assertEqual(r["bytes_before"], 2 * r["bytes_after"])
+        self.assertGreater(r["self_test_max_error"], 0)
+        self.assertEqual(len(r["layers"]), layers)
+
+    def test_bf16_stays_bf16_unless_told(self):
+        source = "test/fixtures/tiny-llama/bf16"
+        self.assertEqual(self.report(source, self.at("a"))["self_test_max_error"], 0)
+        r = self.report(source, self.at("b"), "--dtype", "f32")
+        self.assertEqual(r["bytes_after"], 2 * r["bytes_before"])
+        self.assertEqual(r["self_test_max_error"], 0)
+
+    def test_a_result_that_lost_the_model_is_caught(self):
+        # Weights of one part in 10^39 are zero in f16: the logits are those of another model.
+        source = self.at("small")
+        shutil.copytree(TINY, source)
+        data = bytearray(weights(source))
+        start = 8 + int.from_bytes(data[:8], "little")
+        for i in range(start, len(data), 4):
+            data[i + 3] &= 0x80  # clears the upper exponent bits of every f32
+            data[i + 2] = (data[i + 2] & 0x7F) | 0x40
+        with open(os.path.join(source, "model.safetensors"), "wb") as f:
+            f.write(data)
+        p = convert(source, self.at("a.gguf"), "--dtype", "f16", code=1)
+        self.assertIn("self-test failed: logits of", p.stderr)
+        convert(source, self.at("b.gguf"), "--dtype", "f16", "--no-self-test")
+
+    def test_latent_attention_is_converted_but_not_run(self):
+        p = convert("test/fixtures/nanotron/mla_m7_tp2", self.at("hf"))
+        self.assertIn("self-test left out: latent attention cannot be run yet", p.stdout)
+        self.assertEqual(weights(self.at("hf")), weights_sorted("test/fixtures/nanotron/mla_m7_hf", self))
+
+    def test_refusals(self):
+        def said(*args, code=1):
+            p = convert(*args, code=code)
+            self.assertEqual(p.stderr.count("\n"), 1, p.stderr)
+            return p.stderr
+
+        convert(TINY, self.at("there"))
+        self.assertIn("exists already", said(TINY, self.at("there")))
+        self.assertIn("does not exist", said(self.at("none"), self.at("x")))
+        self.assertIn("have f32, bf16", said(TINY, self.at("x"), "--dtype", "q8_0"))
+        self.assertIn("not built yet", said(TINY, self.at("x"), "SVD.method=7"))
+        said(TINY, self.at("x"), "--to", "onnx", code=2)
+        said(TINY, code=2)
+        self.assertIn("biases", said("test/fixtures/tiny-llama/qwen2", self.at("x"), "--to", "nanotron"))
+        self.assertEqual(os.listdir(self.dir), ["there"])  # nothing is left of what failed
+
+
+def weights_sorted(folder, test):
+    """The fixture's weights as convert writes them."""
+    out = test.at("sorted")
+    convert(folder, out)
+    return weights(out)
+
+
+if __name__ == "__main__":
+    unittest.main()
