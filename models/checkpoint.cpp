@@ -14,6 +14,14 @@ namespace fs = std::filesystem;
 
 bool is_matrix(const WeightInfo& w) { return w.shape.size() == 2; }
 
+bool is_gguf(const fs::path& file) {
+  if (fs::is_directory(file)) return false;
+  const std::string magic = "GGUF";
+  const MappedFile map = map_file(file);
+  return file.extension() == ".gguf" ||
+         (map.bytes.size() >= magic.size() && !std::memcmp(map.bytes.data(), magic.data(), magic.size()));
+}
+
 // A folder built beside its final place; it appears there by one rename, or the destructor removes it.
 class NewFolder {
  public:
