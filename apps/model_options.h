@@ -12,7 +12,9 @@ struct ModelOptions {
   std::string model, tokenizer_path, dtype_word = "f32";
 
   void add_to(CLI::App& cli) {
-    cli.add_option("MODEL", model, "folder with config.json, *.safetensors and tokenizer.json")->required();
+    cli.add_option("MODEL", model,
+                   "folder with config.json, *.safetensors and tokenizer.json, or a .gguf file")
+        ->required();
     cli.add_option("--tokenizer", tokenizer_path, "tokenizer.json or its folder, instead of the model's own");
     cli.add_option("--dtype", dtype_word, "weights and activations in f32, bf16 or f64")
         ->check(CLI::IsMember({"f32", "bf16", "f64"}))
