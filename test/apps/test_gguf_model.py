@@ -1,4 +1,4 @@
-"""A GGUF file given to the programs: the same words as the Hugging Face folder it was made from, its own tokenizer
+"""A GGUF file as the MODEL of a program: the same words as the Hugging Face folder it was made from, its own tokenizer
 and chat template, and an error sentence for a broken one."""
 import json, pathlib, subprocess, sys, tempfile, unittest
 
