@@ -85,13 +85,20 @@ void refuse_unsupported(const GgufFile& f, const std::string& a) {
   }
 }
 
+// A size of the model: products of two must fit 63 bits.
+int64_t size_at(const GgufFile& f, const std::string& key) {
+  const int64_t n = f.integer(key);
+  LLATTE_CHECK(n <= INT32_MAX, f.path().string(), ": ", key, " is ", n, ", beyond any model");
+  return n;
+}
+
 int64_t read_head_dim(const GgufFile& f, const std::string& a, const LlamaConfig& c) {
   const std::string where = f.path().string();
   const bool given = f.has(a + "attention.key_length");
   LLATTE_CHECK(given || (c.num_attention_heads > 0 && c.hidden_size % c.num_attention_heads == 0), where,
                ": ", a, "embedding_length ", c.hidden_size, " is no multiple of ", a, "attention.head_count ",
                c.num_attention_heads);
-  const int64_t E = given ? f.integer(a + "attention.key_length") : c.hidden_size / c.num_attention_heads;
+  const int64_t E = given ? size_at(f, a + "attention.key_length") : c.hidden_size / c.num_attention_heads;
   for (const char* key : {"attention.value_length", "rope.dimension_count"}) {
     const int64_t n = f.integer(a + key, E);
     LLATTE_CHECK(n == E, where, ": ", a, key, " ", n, " is not supported, only the width of a head, ", E);
@@ -100,13 +107,14 @@ int64_t read_head_dim(const GgufFile& f, const std::string& a, const LlamaConfig
 }
 
 void read_sizes(const GgufFile& f, const std::string& a, LlamaConfig& c) {
-  c.hidden_size = f.integer(a + "embedding_length");
-  c.num_hidden_layers = f.integer(a + "block_count");
-  c.num_attention_heads = f.integer(a + "attention.head_count");
-  c.num_key_value_heads = f.integer(a + "attention.head_count_kv", c.num_attention_heads);
+  c.hidden_size = size_at(f, a + "embedding_length");
+  c.num_hidden_layers = size_at(f, a + "block_count");
+  c.num_attention_heads = size_at(f, a + "attention.head_count");
+  const std::string kv = a + "attention.head_count_kv";
+  c.num_key_value_heads = f.has(kv) ? size_at(f, kv) : c.num_attention_heads;
   c.head_dim = read_head_dim(f, a, c);
-  c.intermediate_size = f.integer(a + "feed_forward_length");
-  c.max_position_embeddings = f.integer(a + "context_length");
+  c.intermediate_size = size_at(f, a + "feed_forward_length");
+  c.max_position_embeddings = size_at(f, a + "context_length");
   const auto embedding = f.tensors().find("token_embd.weight");
   LLATTE_CHECK(embedding != f.tensors().end(), f.path().string(),
                ": the tensor token_embd.weight is missing");

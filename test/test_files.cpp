@@ -3,8 +3,11 @@
 #include <doctest/doctest.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
+#include <algorithm>
 #include <csignal>
 #include <cstring>
+#include <fstream>
 #include "data/files.h"
 #include "test/temp_folder.h"
 
@@ -23,6 +26,12 @@ struct FileSizeLimit {
   ~FileSizeLimit() { setrlimit(RLIMIT_FSIZE, &before); }
   rlimit before;
 };
+// File pages that this process holds in memory, in bytes.
+int64_t resident_file_bytes() {
+  int64_t size, resident, shared;
+  std::ifstream("/proc/self/statm") >> size >> resident >> shared;
+  return shared * sysconf(_SC_PAGESIZE);
+}
 }  // namespace
 
 TEST_CASE("what was written is read, whole, by both readers; nothing else is left in the folder") {
@@ -93,7 +102,8 @@ TEST_CASE("a folder's lock has one holder at a time") {
   const TempFolder dir;
   {
     const FolderLock first(dir.path);
-    CHECK(has(error_of([&] { FolderLock second(dir.path); }), dir.path.string() + " is in use by another process"));
+    CHECK(has(error_of([&] { FolderLock second(dir.path); }),
+              dir.path.string() + " is in use by another process"));
   }
   CHECK_NOTHROW(FolderLock(dir.path));
   CHECK(dir.entries() == 0);
@@ -133,4 +143,22 @@ TEST_CASE("publish_folder renames once and replaces nothing, not even an empty f
   }
   CHECK(read_file(dir / "10/f") == "1");
   CHECK(has(error_of([&] { publish_folder(dir / "gone", dir / "30"); }), "gone"));
+}
+
+TEST_CASE("released pages leave the memory and come back with the same contents") {
+  const TempFolder dir;
+  constexpr int64_t kBytes = 32 << 20;
+  std::string text(kBytes, 'x');
+  text[12345] = 'y';
+  write_file_atomic(dir / "f", text);
+  const MappedFile map = map_file(dir / "f");
+  const auto is_whole = [&] { return std::memcmp(map.bytes.data(), text.data(), kBytes) == 0; };
+  CHECK(is_whole());
+  const int64_t before = resident_file_bytes();
+  release_pages(map.bytes.subspan(5, kBytes - 10));  // within pages at both ends
+  CHECK(resident_file_bytes() <= before - kBytes * 9 / 10);
+  CHECK(is_whole());
+  release_pages(map.bytes.first(100));  // too little to be worth it
+  release_pages({});
+  CHECK(is_whole());
 }
