@@ -1,3 +1,6 @@
+// See gguf.h. The header is read value by value through a cursor that never passes the end; tensors are
+// placed only after that. Law: no number out of a file is added, multiplied or reserved by before it was
+// compared.
 #include "data/gguf.h"
 #include <algorithm>
 #include <charconv>

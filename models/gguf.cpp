@@ -1,3 +1,6 @@
+// See gguf.h. Reading: architecture, config and list of tensors must be exactly what a Llama here can be;
+// what would change the numbers is honoured or refused by name. Writing: the metadata that llama.cpp asks
+// for.
 #include "models/gguf.h"
 #include <algorithm>
 #include "data/gguf.h"

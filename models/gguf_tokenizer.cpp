@@ -1,3 +1,4 @@
+// See gguf_tokenizer.h. Ids are positions in tokenizer.ggml.tokens; everything else follows from `pre`.
 #include "models/gguf_tokenizer.h"
 #include <algorithm>
 #include "data/json.h"
