@@ -7,6 +7,7 @@
 #include "apps/common.h"
 #include "models/llama.h"
 #include "optim/adamw.h"
+#include "tensor/alloc.h"
 
 namespace llatte {
 namespace {
@@ -72,6 +73,8 @@ double timed_step(Llama& model, AdamW& optimizer, const Sample& batch, double lr
   return loss.value.item();
 }
 
+double mib(int64_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
 double peak_rss_mib() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -94,6 +97,8 @@ nlohmann::ordered_json report(const Options& o, Llama& model, const Phases& p, d
           {"step_s", {{"min", *least}, {"med", med}, {"max", *most}}},
           {"phase_med_s", {{"fwd", median(p.fwd)}, {"bwd", median(p.bwd)}, {"opt", median(p.opt)}}},
           {"peak_rss_mib", peak_rss_mib()},
+          {"tensors_peak_mib", mib(alloc_stats(Device::cpu).peak_bytes)},
+          {"tensors_reserved_mib", mib(alloc_stats(Device::cpu).reserved_bytes)},
           {"loss", {{"first", first}, {"last", last}}}};
 }
 

@@ -2,7 +2,9 @@
 #include <sys/mman.h>
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 #include <vector>
 #include "tensor/check.h"
@@ -10,28 +12,132 @@
 namespace llatte {
 namespace {
 
-constexpr size_t kLine = 64, kHuge = size_t(2) << 20, kHugeFrom = size_t(1) << 20;
+constexpr size_t kLine = 64, kPage = 4096, kHuge = size_t(2) << 20, kSegment = size_t(16) << 20;
+constexpr size_t kCutFrom = size_t(64) << 10, kWholeFrom = kSegment;
 
-// Eight classes per power of two: at most 1/8 is lost to rounding, and nearly equal requests share blocks.
-size_t size_class(size_t bytes) {
+size_t round_up(size_t bytes, size_t step) { return (bytes + step - 1) / step * step; }
+
+// What a request takes. Small ones: eight classes per power of two, so that nearly equal requests share
+// blocks.
+size_t taken_for(size_t bytes) {
+  if (bytes >= kWholeFrom) return round_up(bytes, kHuge);
+  if (bytes >= kCutFrom) return round_up(bytes, kPage);
   size_t step = kLine;
   while (step * 16 < bytes) step *= 2;
-  return std::max(kLine, (bytes + step - 1) / step * step);
+  return std::max(kLine, round_up(bytes, step));
 }
 
-void* take_from_system(size_t bytes) {
-  const size_t align = bytes >= kHugeFrom ? kHuge : kLine;
-  void* p = std::aligned_alloc(align, (bytes + align - 1) / align * align);
+char* take_from_system(size_t bytes, size_t align) {
+  void* p = std::aligned_alloc(align, bytes);
   LLATTE_CHECK(p, "out of memory: the system refused ", bytes >> 20,
                " MiB; use a smaller micro_batch_size or sequence_length, or recompute_layer: true");
   if (align == kHuge) madvise(p, bytes, MADV_HUGEPAGE);
-  return p;
+  return static_cast<char*>(p);
 }
+
+bool is_cut(size_t taken) { return kCutFrom <= taken && taken < kWholeFrom; }
+
+// Blocks of middling size are cut to measure from segments of the system's memory: the smallest free piece
+// that fits, its rest stays free; a piece given back merges with free neighbours of its segment.
+class Segments {
+ public:
+  // Null: no free piece is large enough.
+  void* take(size_t size) {
+    const auto fit = free_.lower_bound({size, nullptr});
+    if (fit == free_.end()) return nullptr;
+    const auto [whole, at] = *fit;
+    free_.erase(fit);
+    Piece& piece = pieces_.at(at);
+    piece.free = false;
+    if (whole == size) return at;
+    piece.size = size;
+    pieces_[at + size] = {whole - size, true, false};
+    free_.insert({whole - size, at + size});
+    return at;
+  }
+
+  void give(void* block) {
+    auto here = pieces_.find(static_cast<char*>(block));
+    const auto next = std::next(here);
+    if (next != pieces_.end() && !next->second.first && next->second.free) absorb_next(here);
+    if (!here->second.first && std::prev(here)->second.free) {
+      --here;
+      free_.erase({here->second.size, here->first});
+      absorb_next(here);
+    }
+    here->second.free = true;
+    free_.insert({here->second.size, here->first});
+  }
+
+  size_t grow() {
+    char* at = take_from_system(kSegment, kHuge);
+    pieces_[at] = {kSegment, true, true};
+    free_.insert({kSegment, at});
+    return kSegment;
+  }
+
+  // Segments that are free from end to end go back to the system; their bytes.
+  size_t shrink() {
+    size_t freed = 0;
+    for (auto p = pieces_.begin(); p != pieces_.end();) {
+      const bool whole =
+          p->second.first && p->second.free && (std::next(p) == pieces_.end() || std::next(p)->second.first);
+      if (!whole) {
+        ++p;
+        continue;
+      }
+      freed += p->second.size;
+      free_.erase({p->second.size, p->first});
+      std::free(p->first);
+      p = pieces_.erase(p);
+    }
+    return freed;
+  }
+
+ private:
+  struct Piece {
+    size_t size;
+    bool free, first;  // first of its segment
+  };
+  using Pieces = std::map<char*, Piece>;
+
+  // The piece grows by its right neighbour; `free_` forgets the neighbour if it is there.
+  void absorb_next(Pieces::iterator here) {
+    const auto next = std::next(here);
+    free_.erase({next->second.size, next->first});
+    here->second.size += next->second.size;
+    pieces_.erase(next);
+  }
+
+  Pieces pieces_;                            // all, by address
+  std::set<std::pair<size_t, char*>> free_;  // by size, then address
+};
 
 struct Cache {
   std::mutex mutex;
-  std::unordered_map<size_t, std::vector<void*>> free_blocks;  // by size class
+  Segments segments;
+  std::unordered_map<size_t, std::vector<void*>> whole;  // free blocks by size, of those that are not cut
   AllocStats stats;
+
+  void* take(size_t size) {
+    if (is_cut(size)) {
+      if (void* block = segments.take(size)) return block;
+      count_system(segments.grow());
+      return segments.take(size);
+    }
+    if (auto& list = whole[size]; !list.empty()) {
+      void* block = list.back();
+      list.pop_back();
+      return block;
+    }
+    count_system(size);
+    return take_from_system(size, size < kCutFrom ? kLine : kHuge);
+  }
+
+  void count_system(size_t bytes) {
+    ++stats.system_requests;
+    stats.reserved_bytes += static_cast<int64_t>(bytes);
+  }
 };
 
 // Never destroyed: tensors in static storage may be released after it would be.
@@ -48,18 +154,10 @@ void require_cpu(Device d) {
 
 void* allocate(size_t bytes, Device device) {
   require_cpu(device);
-  const size_t size = size_class(bytes);
+  const size_t size = taken_for(bytes);
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
-  void* block = nullptr;
-  if (auto& list = c.free_blocks[size]; !list.empty()) {
-    block = list.back();
-    list.pop_back();
-  } else {
-    block = take_from_system(size);
-    ++c.stats.system_requests;
-    c.stats.reserved_bytes += static_cast<int64_t>(size);
-  }
+  void* block = c.take(size);
   ++c.stats.requests;
   c.stats.bytes += static_cast<int64_t>(size);
   c.stats.peak_bytes = std::max(c.stats.peak_bytes, c.stats.bytes);
@@ -68,11 +166,12 @@ void* allocate(size_t bytes, Device device) {
 }
 
 void release(void* block, size_t bytes, Device) noexcept {
-  const size_t size = size_class(bytes);
+  const size_t size = taken_for(bytes);
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
   c.stats.bytes -= static_cast<int64_t>(size);
-  c.free_blocks[size].push_back(block);
+  if (is_cut(size)) c.segments.give(block);
+  else c.whole[size].push_back(block);
 }
 
 AllocStats alloc_stats(Device device) {
@@ -93,7 +192,8 @@ void release_cached_blocks(Device device) {
   require_cpu(device);
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
-  for (auto& [size, list] : c.free_blocks) {
+  c.stats.reserved_bytes -= static_cast<int64_t>(c.segments.shrink());
+  for (auto& [size, list] : c.whole) {
     for (void* p : list) std::free(p);
     c.stats.reserved_bytes -= static_cast<int64_t>(size * list.size());
     list.clear();

@@ -1,6 +1,8 @@
-// The caching allocator under Storage. Freed blocks are kept by size class and handed out again, so a steady
-// training step takes no page fault and makes no system call. Blocks are 64-byte aligned; those of 1 MiB and
-// more are mapped on 2 MiB boundaries and offered to the kernel as huge pages. Thread-safe.
+// The caching allocator under Storage: memory that was freed is handed out again, so a steady training step
+// takes no page fault and makes no system call. Small and very large blocks come in few sizes and are kept
+// whole, by size; those between 64 KiB and 16 MiB are cut from segments of 16 MiB. Blocks are 64-byte
+// aligned; segments and very large blocks begin on 2 MiB boundaries and are offered to the kernel as huge
+// pages. Thread-safe.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +11,7 @@
 namespace llatte {
 
 struct AllocStats {
-  int64_t bytes = 0;            // in use now, rounded up to size classes
+  int64_t bytes = 0;            // in use now, rounded up to what is handed out
   int64_t peak_bytes = 0;       // highest `bytes` since reset_alloc_stats()
   int64_t reserved_bytes = 0;   // taken from the system: in use + cached
   int64_t requests = 0;         // allocate() calls since reset
