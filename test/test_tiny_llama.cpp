@@ -121,6 +121,13 @@ TEST_CASE("bf16: within what its rounding allows") {
 
 // Adam divides by sqrt(v): where a gradient is nearly zero its rounding decides the update's sign, so weights
 // move by up to lr times the relative error of the gradient. The fixtures' f32 runs end within 6e-6 of f64.
+// Sanitizer builds sum in another order, which one such weight of the 110,912 shows: 2.3e-5.
+#ifdef LLATTE_SANITIZED
+constexpr double kFinalWeights = 1e-4;
+#else
+constexpr double kFinalWeights = 1e-5;
+#endif
+
 TEST_CASE("ten AdamW steps") {
   for (const auto& v : kVariants) {
     CAPTURE(v);
@@ -140,7 +147,7 @@ TEST_CASE("ten AdamW steps") {
     c.model->params("", [&](const std::string& name, Var& p) {
       if (!c.golden.has("final." + name)) return;
       const double error = max_diff(p.value, c.want("final." + name));
-      CHECK_MESSAGE(error <= 1e-5, name, ": ", error);
+      CHECK_MESSAGE(error <= kFinalWeights, name, ": ", error);
     });
   }
 }
