@@ -117,7 +117,7 @@ class Speaker {
     interrupted = 0;
     const Generation made = session_.generate(prompt, g, [&](int32_t id) {
       show(stream.next(id));
-      return !stream.stopped() && !interrupted;
+      return !stream.stopped() && !interrupted && std::cout.good();  // | head has gone: enough
     });
     show(stream.finish());
     if (!app_.json) std::cout << std::endl;

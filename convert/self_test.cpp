@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include "autograd/ops.h"
+#include "tensor/alloc.h"
 
 namespace llatte {
 namespace {
@@ -19,6 +20,7 @@ Tensor some_tokens(const LlamaConfig& c) {
 
 std::vector<float> logits_of(const Checkpoint& checkpoint, const Tensor& tokens_1T, DType dtype) {
   const NoGrad off;
+  release_cached_blocks(Device::cpu);  // what the conversion, or the other model, has left
   const auto model = load_model(checkpoint, dtype);
   return model->logits(model->hidden(tokens_1T)).value.to(DType::f32).to_vector<float>();
 }

@@ -87,8 +87,13 @@ Checkpoint open_checkpoint(const fs::path& path) {
 
 std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype) {
   auto model = std::make_unique<Llama>(checkpoint.config, dtype);
-  model->params("",
-                [&](const std::string& name, Var& p) { p.value.copy_from(checkpoint.read(name, dtype)); });
+  model->params("", [&](const std::string& name, Var& p) {
+    const Shape shape = p.shape();
+    p.value = Tensor();  // its memory goes to the weight that is read: no weight is there twice
+    p.value = checkpoint.read(name, dtype);
+    LLATTE_CHECK(p.shape() == shape, checkpoint.path.string(), ": ", name, " was read as ", p.shape(),
+                 ", expected ", shape);
+  });
   return model;
 }
 
