@@ -7,8 +7,8 @@
 namespace llatte {
 namespace {
 
-constexpr int64_t kTokens =
-    64;  // long enough for every pair of RoPE to turn, quick enough never to be left out
+// Enough that every row of every weight takes part, few enough that the logits are small beside the model.
+constexpr int64_t kTokens = 32;
 
 // Ids all over the vocabulary, the same for both models.
 Tensor some_tokens(const LlamaConfig& c) {

@@ -72,8 +72,7 @@ MappedFile map_file(const fs::path& file) {
 }
 
 void release_pages(std::span<const std::byte> bytes) {
-  constexpr size_t kWorthIt = 1 << 20;
-  if (bytes.size() < kWorthIt) return;
+  if (bytes.size() < kReleaseFrom) return;
   // Whole pages only: those at the borders hold a neighbour's bytes too.
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto at = reinterpret_cast<uintptr_t>(bytes.data());

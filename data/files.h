@@ -17,7 +17,8 @@ struct MappedFile {
 };
 MappedFile map_file(const std::filesystem::path& file);
 // Part of a mapping that was used and will hardly be used again: its memory goes back to the system (the next
-// reader would get it from the file again). Small parts stay.
+// reader would get it from the file again). Parts smaller than kReleaseFrom stay.
+constexpr size_t kReleaseFrom = size_t(1) << 20;
 void release_pages(std::span<const std::byte> bytes);
 
 // A file written piece by piece under a temporary name beside `file`. commit() makes it durable and gives it

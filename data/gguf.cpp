@@ -271,7 +271,7 @@ GgufFile GgufFile::open(const fs::path& file) {
     LLATTE_CHECK(f.tensors_.emplace(t.name, std::move(t.tensor)).second, c.where(), ": the tensor '",
                  printable(t.name), "' is there twice");
   f.path_ = file;
-  f.mapping_ = map.owner;
+  f.mapping_ = map;
   return f;
 }
 
@@ -341,14 +341,19 @@ Tensor GgufFile::read(const std::string& name, DType t, const std::function<int6
   const size_t row_bytes = g.bytes / static_cast<size_t>(rows);
   Tensor y = Tensor::empty(g.shape, t);
   std::vector<float> row(static_cast<size_t>(width));
+  size_t released = 0;  // in the file's order, pages go back as they were read
   dispatch_float(t, "gguf", [&]<class To>() {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t from = row_of ? row_of(r) : r;
       dequantize(g.type, g.data + static_cast<size_t>(from) * row_bytes, width, row.data());
       std::copy(row.begin(), row.end(), y.data<To>() + r * width);
+      const size_t done = static_cast<size_t>(r + 1) * row_bytes;
+      if (row_of || done - released < kReleaseFrom) continue;
+      release_pages({g.data + released, done - released});
+      released = done;
     }
   });
-  release_pages({g.data, g.bytes});
+  release_pages(mapping_.bytes);
   return y;
 }
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <variant>
 #include <vector>
+#include "data/files.h"
 #include "data/gguf_quants.h"
 #include "tensor/tensor.h"
 
@@ -72,7 +73,7 @@ class GgufFile {
   std::filesystem::path path_;
   std::map<std::string, GgufValue> metadata_;
   std::map<std::string, GgufTensor> tensors_;
-  std::shared_ptr<const void> mapping_;
+  MappedFile mapping_;
 };
 
 // Writes version 3, alignment 32, metadata and tensors in the order given. `get` is asked for f32 numbers of

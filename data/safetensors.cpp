@@ -150,7 +150,7 @@ SafetensorsFile SafetensorsFile::open(const fs::path& file) {
     f.entries_.emplace(std::move(s.name), std::move(s.entry));
   }
   f.path_ = file;
-  f.mappings_.push_back(map.owner);
+  f.mappings_.push_back(map);
   return f;
 }
 
@@ -223,14 +223,20 @@ struct f16 {
   operator float() const { return f16_to_f32(bits); }
 };
 
-// Values [0,n) at `from`, which may be unaligned, each turned into a To.
+// Values [0,n) at `from`, which may be unaligned, each turned into a To. Pages of the mapped file are given
+// back as soon as they were read: the file must not be in memory beside the tensor.
 template <class From, class To>
 void convert(const std::byte* from, int64_t n, To* to) {
-  for (int64_t i = 0; i < n; ++i) {
-    From v;
-    std::memcpy(&v, from + i * static_cast<int64_t>(sizeof v), sizeof v);
-    if constexpr (std::is_same_v<To, bf16>) to[i] = static_cast<float>(v);
-    else to[i] = static_cast<To>(v);
+  constexpr int64_t kPart = int64_t(1) << 20, kBytes = sizeof(From);
+  for (int64_t begin = 0; begin < n; begin += kPart) {
+    const int64_t end = std::min(n, begin + kPart);
+    for (int64_t i = begin; i < end; ++i) {
+      From v;
+      std::memcpy(&v, from + i * kBytes, sizeof v);
+      if constexpr (std::is_same_v<To, bf16>) to[i] = static_cast<float>(v);
+      else to[i] = static_cast<To>(v);
+    }
+    release_pages({from + begin * kBytes, static_cast<size_t>((end - begin) * kBytes)});
   }
 }
 
@@ -242,7 +248,6 @@ Tensor convert(const SafetensorsEntry& e, DType t, const std::string& what) {
   if constexpr (!whole)
     dispatch_float(t, "safetensors", [&]<class To>() { convert<From>(e.data, y.numel(), y.data<To>()); });
   else dispatch_any(t, "safetensors", [&]<class To>() { convert<From>(e.data, y.numel(), y.data<To>()); });
-  release_pages({e.data, e.bytes});
   return y;
 }
 
@@ -255,13 +260,7 @@ void check_fits_i32(const SafetensorsEntry& e, const std::string& what) {
   }
 }
 
-}  // namespace
-
-Tensor SafetensorsFile::read(const std::string& name, DType t) const {
-  const auto it = entries_.find(name);
-  LLATTE_CHECK(it != entries_.end(), path_.string(), ": there is no tensor '", name, "'");
-  const SafetensorsEntry& e = it->second;
-  const std::string what = str(path_.string(), ": tensor '", name, "'");
+Tensor read_entry(const SafetensorsEntry& e, DType t, const std::string& what) {
   if (e.dtype == "F32") return convert<float>(e, t, what);
   if (e.dtype == "BF16") return convert<bf16>(e, t, what);
   if (e.dtype == "F16") return convert<f16>(e, t, what);
@@ -272,6 +271,21 @@ Tensor SafetensorsFile::read(const std::string& name, DType t) const {
                "; only F32, F16, BF16, F64, I32, I64 and U8 are read");
   check_fits_i32(e, what);
   return convert<int64_t>(e, t, what);
+}
+
+bool holds(const MappedFile& m, const SafetensorsEntry& e) {
+  return m.bytes.data() <= e.data && e.data <= m.bytes.data() + m.bytes.size();
+}
+
+}  // namespace
+
+Tensor SafetensorsFile::read(const std::string& name, DType t) const {
+  const auto it = entries_.find(name);
+  LLATTE_CHECK(it != entries_.end(), path_.string(), ": there is no tensor '", name, "'");
+  const Tensor y = read_entry(it->second, t, str(path_.string(), ": tensor '", name, "'"));
+  for (const MappedFile& m : mappings_)
+    if (holds(m, it->second)) release_pages(m.bytes);
+  return y;
 }
 
 Tensor SafetensorsFile::read(const std::string& name) const {

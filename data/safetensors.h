@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 #include <vector>
+#include "data/files.h"
 #include "tensor/tensor.h"
 
 namespace llatte {
@@ -45,7 +46,7 @@ class SafetensorsFile {
   std::filesystem::path path_;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, SafetensorsEntry> entries_;
-  std::vector<std::shared_ptr<const void>> mappings_;
+  std::vector<MappedFile> mappings_;
 };
 
 // Writes all tensors (CPU, any strides) under their names: {"format":"pt"} plus `metadata`, header padded to

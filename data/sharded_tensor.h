@@ -20,6 +20,7 @@ class ShardedTensor {
  public:
   struct Slice {
     int64_t begin = 0, end = 0;
+    bool operator==(const Slice&) const = default;
   };
   using Block = std::vector<Slice>;  // one Slice per dimension
   struct Shard {
@@ -36,6 +37,8 @@ class ShardedTensor {
   Tensor read_rows(int64_t begin, int64_t end, DType t) const;
 
  private:
+  bool is_one_file_as_it_is() const;
+
   Shape shape_;
   std::vector<Shard> shards_;
 };

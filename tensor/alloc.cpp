@@ -8,6 +8,9 @@
 #include <unordered_map>
 #include <vector>
 #include "tensor/check.h"
+#ifdef __GLIBC__
+#include <malloc.h>  // malloc_trim
+#endif
 
 namespace llatte {
 namespace {
@@ -198,6 +201,9 @@ void release_cached_blocks(Device device) {
     c.stats.reserved_bytes -= static_cast<int64_t>(size * list.size());
     list.clear();
   }
+#ifdef __GLIBC__
+  malloc_trim(0);  // what malloc itself holds back
+#endif
 }
 
 }  // namespace llatte
