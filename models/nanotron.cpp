@@ -190,15 +190,24 @@ void place_weights(const std::vector<Parameter>& parameters, const Tensors& tens
   };
 }
 
+std::string latest_step(const fs::path& folder) {
+  std::string step = read_file(folder / "latest.txt");
+  while (!step.empty() && std::isspace(static_cast<unsigned char>(step.back()))) step.pop_back();
+  return step;
+}
+
+bool is_step(const std::string& word) {
+  return !word.empty() && word.find_first_not_of("0123456789") == word.npos;
+}
+
 fs::path step_folder(const fs::path& folder) {
   if (fs::exists(folder / "model_config.json")) return folder;
   const fs::path latest = folder / "latest.txt";
   LLATTE_CHECK(fs::exists(latest), folder.string(),
                " is no nanotron checkpoint: it has neither latest.txt nor model_config.json");
-  std::string step = read_file(latest);
-  while (!step.empty() && std::isspace(static_cast<unsigned char>(step.back()))) step.pop_back();
-  const bool number = !step.empty() && step.find_first_not_of("0123456789") == step.npos;
-  LLATTE_CHECK(number, latest.string(), ": '", printable(step), "' is no step; expected a number like 1000");
+  const std::string step = latest_step(folder);
+  LLATTE_CHECK(is_step(step), latest.string(), ": '", printable(step),
+               "' is no step; expected a number like 1000");
   LLATTE_CHECK(fs::exists(folder / step / "model_config.json"), latest.string(), " names step ",
                printable(step), ", but ", printable((folder / step).string()),
                " holds no model_config.json; give the folder of another step");
@@ -372,6 +381,13 @@ void check_writable(const fs::path& final_name, const Checkpoint& c, DType dtype
 }
 
 }  // namespace
+
+bool is_nanotron(const fs::path& folder) {
+  if (fs::exists(folder / "model_config.json")) return true;
+  if (!fs::exists(folder / "latest.txt")) return false;
+  const std::string step = latest_step(folder);
+  return is_step(step) && fs::exists(folder / step / "model_config.json");
+}
 
 Checkpoint open_nanotron(const fs::path& folder) {
   Checkpoint c;

@@ -12,6 +12,9 @@
 
 namespace llatte {
 
+// Whether `folder`, or the step its latest.txt names, has a model_config.json.
+bool is_nanotron(const std::filesystem::path& folder);
+
 // `folder` has latest.txt, or is the step's folder itself. Any numbers of tp and pp ranks. The tokenizer is
 // read where tokenizer.json lies in the step's folder, or in one that config.yaml names and that exists.
 Checkpoint open_nanotron(const std::filesystem::path& folder);

@@ -43,7 +43,7 @@ TEST_CASE("context and continuation become lm_eval's tokens, cut from the left")
       if (want.size() > kWindow + 1) want.erase(want.begin(), want.end() - (kWindow + 1)), ++cut;
       empty += item["context"] == "";
       const ChoiceTokens got = encode_choice(tokenizer, kBos, item["context"],
-                                             " " + item["choices"][i].get<std::string>(), kWindow);
+                                             str(" ", item["choices"][i].get<std::string>()), kWindow);
       CHECK(got.tokens == want);
       CHECK(got.tokens.size() - static_cast<size_t>(got.scored) == continuation.size());
     }

@@ -8,6 +8,7 @@
 #include "data/files.h"
 #include "data/safetensors.h"
 #include "models/hf.h"
+#include "models/nanotron.h"
 
 namespace llatte {
 namespace {
@@ -220,7 +221,7 @@ std::optional<fs::path> newest_whole(const fs::path& run,
 fs::path start_folder(const fs::path& path, const std::function<void(const std::string&)>& say) {
   LLATTE_CHECK(fs::exists(path), path.string(),
                ": there are no start weights here; see checkpoints.resume_checkpoint_path");
-  if (!fs::is_directory(path) || fs::exists(path / "config.json")) return path;
+  if (!fs::is_directory(path) || fs::exists(path / "config.json") || is_nanotron(path)) return path;
   const auto newest = newest_whole(path, say);
   return newest ? *newest : path;  // not a run of ours: open_checkpoint says what it is
 }

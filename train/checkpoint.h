@@ -52,7 +52,9 @@ std::vector<int64_t> saved_steps(const std::filesystem::path& run);
 // nullopt if the run has no checkpoint; throws if it has some but none is whole.
 std::optional<std::filesystem::path> newest_whole(const std::filesystem::path& run,
                                                   const std::function<void(const std::string&)>& say);
-// Where start weights are: `path` itself if it holds a config.json, else its newest whole checkpoint.
+// Where start weights are: `path` itself if it is a file, a Hugging Face folder or a nanotron checkpoint,
+// else its newest whole checkpoint; where it has none, `path`, of which open_checkpoint will say what is
+// wrong.
 std::filesystem::path start_folder(const std::filesystem::path& path,
                                    const std::function<void(const std::string&)>& say);
 // Deletes all but the newest `keep` step folders, and what a killed process left half-written.

@@ -30,14 +30,14 @@ uint64_t hash_of(const std::string& a, const std::string& b) {
 
 }  // namespace
 
-DataSources::DataSources(fs::path cache, std::string tokenizer, int64_t vocab_size)
-    : cache_(std::move(cache)), tokenizer_path_(std::move(tokenizer)), vocab_size_(vocab_size) {}
+DataSources::DataSources(fs::path cache, TokenizerText tokenizer, int64_t vocab_size)
+    : cache_(std::move(cache)), text_(std::move(tokenizer)), vocab_size_(vocab_size) {}
 
 const Tokenizer& DataSources::tokenizer_for(const fs::path& text) {
-  LLATTE_CHECK(!tokenizer_path_.empty(), text.string(),
+  LLATTE_CHECK(!text_.json.empty(), text.string(),
                " is text, but no tokenizer is named; set tokenizer.tokenizer_name_or_path");
-  if (!tokenizer_) tokenizer_ = Tokenizer::load(tokenizer_path_);
-  LLATTE_CHECK(tokenizer_->vocab_size() <= vocab_size_, tokenizer_path_, " has ids up to ",
+  if (!tokenizer_) tokenizer_ = Tokenizer::parse(text_.json, text_.from);
+  LLATTE_CHECK(tokenizer_->vocab_size() <= vocab_size_, text_.from, " has ids up to ",
                tokenizer_->vocab_size() - 1, " but the model's vocab_size is ", vocab_size_,
                "; raise model.model_config.vocab_size");
   return *tokenizer_;
@@ -84,9 +84,9 @@ std::unique_ptr<Loader> DataSources::loader(const DataStage& stage, int64_t sequ
   return std::make_unique<Loader>(std::move(sources), sequence_length, stage.seed);
 }
 
-std::string tokenizer_json(const std::string& path) {
-  if (path.empty()) return "";
-  return read_file(fs::is_directory(path) ? fs::path(path) / "tokenizer.json" : fs::path(path));
+TokenizerText read_tokenizer(const std::string& path) {
+  if (path.empty()) return {};
+  return {read_file(fs::is_directory(path) ? fs::path(path) / "tokenizer.json" : fs::path(path)), path};
 }
 
 }  // namespace llatte

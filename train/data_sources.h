@@ -10,10 +10,17 @@
 
 namespace llatte {
 
+// A tokenizer.json as text, and the file, folder or model it is from. Both empty: there is none.
+struct TokenizerText {
+  std::string json, from;
+};
+// Of a file, or of a folder that holds a tokenizer.json; none if `path` is empty.
+TokenizerText read_tokenizer(const std::string& path);
+
 class DataSources {
  public:
-  // tokenizer: a folder or file, or empty; it is loaded when a text is first met.
-  DataSources(std::filesystem::path cache, std::string tokenizer, int64_t vocab_size);
+  // The tokenizer is made when a text is first met.
+  DataSources(std::filesystem::path cache, TokenizerText tokenizer, int64_t vocab_size);
   std::vector<TokenFile> open(const std::string& file_or_folder);
   std::unique_ptr<Loader> loader(const DataStage& stage, int64_t sequence_length);
 
@@ -22,12 +29,9 @@ class DataSources {
   const Tokenizer& tokenizer_for(const std::filesystem::path& text);
 
   std::filesystem::path cache_;
-  std::string tokenizer_path_;
+  TokenizerText text_;
   int64_t vocab_size_;
   std::optional<Tokenizer> tokenizer_;
 };
-
-// The tokenizer.json of a folder or file as text; empty if `path` is empty.
-std::string tokenizer_json(const std::string& path);
 
 }  // namespace llatte

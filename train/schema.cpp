@@ -156,8 +156,6 @@ void checkpoint_rules(std::vector<KeyRule>& t) {
   accept(t, at + "checkpoints_path_is_shared_file_system", any_flag);
   add(t, at + "resume_checkpoint_path", or_null([](TrainConfig& c, const KeyValue& kv) {
         c.checkpoints.start = text_value(kv.setting.value, kv);
-        if (c.checkpoints.start.ends_with(".gguf"))
-          kv.refuse("starting from a .gguf file is not built yet; name a folder");
       }));
   add(t, at + "save_final_state", flag(FLAG(checkpoints.save_final)));
   add(t, at + "save_initial_state", flag(FLAG(checkpoints.save_initial)));

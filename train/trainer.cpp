@@ -160,7 +160,7 @@ void Trainer::record(const StepRecord& r) {
 
 void Trainer::save() {
   metrics_->sync();  // a checkpoint counts on the lines of its steps
-  save_checkpoint(config_.checkpoints.folder, *model_, *optimizer_, state_, tokenizer_json_);
+  save_checkpoint(config_.checkpoints.folder, *model_, *optimizer_, state_, tokenizer_.json);
   checkpoint_ = (config_.checkpoints.folder / std::to_string(state_.step)).string();
   if (config_.checkpoints.keep_last)
     remove_old_checkpoints(config_.checkpoints.folder, *config_.checkpoints.keep_last);
@@ -177,7 +177,7 @@ void Trainer::record_validation(StepRecord& r) {
   if (!(*r.val_loss < state_.best_val_loss)) return;
   state_.best_val_loss = *r.val_loss;
   state_.validations_since_best = 0;
-  save_best(config_.checkpoints.folder, *model_, tokenizer_json_);
+  save_best(config_.checkpoints.folder, *model_, tokenizer_.json);
 }
 
 // Whole, non-overlapping windows of sequence_length tokens, each predicting all but its first: what
@@ -217,16 +217,15 @@ void Trainer::start_from(const fs::path& checkpoint) {
   make_optimizer();
   load_optimizer(checkpoint, *optimizer_);
   state_.settings = config_.settings;
-  tokenizer_path_ = config_.tokenizer.empty() && fs::exists(checkpoint / "tokenizer.json")
-                        ? checkpoint.string()
-                        : config_.tokenizer;
+  const bool own = config_.tokenizer.empty() && fs::exists(checkpoint / "tokenizer.json");
+  tokenizer_ = read_tokenizer(own ? checkpoint.string() : config_.tokenizer);
   checkpoint_ = checkpoint.string();
   progress_.note(str("resuming ", checkpoint.string(), " at step ", state_.step));
 }
 
 void Trainer::start_fresh() {
   state_.settings = config_.settings;
-  tokenizer_path_ = config_.tokenizer;
+  tokenizer_ = read_tokenizer(config_.tokenizer);
   if (config_.start_weights().empty()) {
     model_ = std::make_unique<Llama>(config_.model, config_.dtype);
     model_->init(config_.seed, config_.init_std);
@@ -234,9 +233,10 @@ void Trainer::start_fresh() {
   }
   const fs::path start =
       start_folder(config_.start_weights(), [&](const std::string& s) { progress_.note(s); });
-  model_ = load_model(open_checkpoint(start), config_.dtype);
+  const Checkpoint checkpoint = open_checkpoint(start);
+  model_ = load_model(checkpoint, config_.dtype);
   check_model_keys(config_, model_->config(), start.string());
-  if (tokenizer_path_.empty() && fs::exists(start / "tokenizer.json")) tokenizer_path_ = start.string();
+  if (tokenizer_.json.empty()) tokenizer_ = {checkpoint.tokenizer_json, start.string()};
   make_optimizer();
   if (config_.checkpoints.start.empty() || !has_trainer_state(start)) return;
   state_ = read_state(start);
@@ -256,8 +256,7 @@ void Trainer::open_data() {
   LLATTE_CHECK(config_.sequence_length <= model_->config().max_position_embeddings, config_.file,
                ": tokens.sequence_length is ", config_.sequence_length, " but the model has only ",
                model_->config().max_position_embeddings, " positions; shorten the sequences");
-  tokenizer_json_ = tokenizer_json(tokenizer_path_);
-  DataSources data(config_.checkpoints.folder / "cache", tokenizer_path_, model_->config().vocab_size);
+  DataSources data(config_.checkpoints.folder / "cache", tokenizer_, model_->config().vocab_size);
   for (const DataStage& s : config_.stages) stages_.push_back(data.loader(s, config_.sequence_length));
   LLATTE_CHECK(state_.stage < static_cast<int64_t>(stages_.size()), "the checkpoint is in data stage ",
                state_.stage + 1, ", but ", config_.file, " has only ", stages_.size(),

@@ -54,7 +54,8 @@ class Trainer {
   TrainState state_;
   std::unique_ptr<FolderLock> lock_;  // of the run folder
   Progress progress_;
-  std::string tokenizer_path_, tokenizer_json_, checkpoint_;
+  TokenizerText tokenizer_;
+  std::string checkpoint_;
   std::unique_ptr<Llama> model_;
   std::unique_ptr<AdamW> optimizer_;
   std::vector<std::unique_ptr<Loader>> stages_;

@@ -277,6 +277,21 @@ class TrainTest(unittest.TestCase):
         said = self.run_folder().train("checkpoints.resume_checkpoint_path=" + first.dir, code=1).stderr
         self.assertIn("is no model: it is neither", said)
 
+    def test_start_weights_of_other_formats(self):
+        first = self.run_folder()
+        first.train("tokens.train_steps=4")
+        shutil.rmtree(first.path("4", "trainer"))
+        losses = []
+        for name, to in (("4", None), ("nanotron", "nanotron"), ("x.gguf", "gguf")):
+            if to:
+                subprocess.run([os.path.join(APPS, "convert"), first.path("4"), first.path(name), "--to", to],
+                               env=ENV, check=True, capture_output=True)
+            run = self.run_folder()
+            run.train("tokens.train_steps=2", "checkpoints.resume_checkpoint_path=" + first.path(name))
+            losses.append([row["loss"] for row in run.metrics()])
+        self.assertEqual(losses[0], losses[1])
+        self.assertEqual(losses[0], losses[2])
+
     def test_native_start_checkpoint_resumes_everything_unless_told(self):
         first, whole = self.run_folder(), self.run_folder()
         decay = "optimizer.learning_rate_scheduler.lr_decay_steps=7"
