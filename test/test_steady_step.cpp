@@ -60,7 +60,8 @@ namespace {
 // T is long and V large against everything else, so that scores or logits would stand out even in bf16: those
 // of one head of one sequence are 2 MiB, all logits 8 MiB. The largest tensor there should be is a chunk of
 // logits, 128 rows in f32: 1 MiB.
-// As many layers as clm-60m, so that the tape is as long; sanitizers, which count no mallocs, make do with two.
+// As many layers as clm-60m, so that the tape is as long; sanitizers, which count no mallocs, make do with
+// two.
 #ifdef LLATTE_SANITIZED
 constexpr int64_t L = 2;
 #else
