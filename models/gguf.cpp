@@ -3,6 +3,7 @@
 // for.
 #include "models/gguf.h"
 #include <algorithm>
+#include <charconv>
 #include "data/gguf.h"
 #include "data/json.h"
 #include "models/gguf_rope.h"
@@ -137,6 +138,15 @@ void read_token_ids(const GgufFile& f, LlamaConfig& c) {
   if (turn && c.eos_token_id && *turn != *c.eos_token_id) c.more_eos_token_ids = {*turn};
 }
 
+// The file's f32 as the number that was meant: the shortest decimal with the same f32, 1e-5 for 9.9999997e-6.
+double meant_by(double f32) {
+  char text[32];
+  const auto end = std::to_chars(text, text + sizeof text, static_cast<float>(f32)).ptr;
+  double number = f32;
+  std::from_chars(text, end, number);
+  return number;
+}
+
 LlamaConfig read_config(const GgufFile& f) {
   const std::string architecture = read_architecture(f), a = architecture + ".";
   refuse_unsupported(f, a);
@@ -144,8 +154,8 @@ LlamaConfig read_config(const GgufFile& f) {
   c.qkv_bias = architecture == "qwen2", c.qk_norm = architecture == "qwen3";
   read_sizes(f, a, c);
   read_token_ids(f, c);
-  c.rms_norm_eps = f.number(a + "attention.layer_norm_rms_epsilon");
-  c.rope_theta = f.number(a + "rope.freq_base", c.rope_theta);
+  c.rms_norm_eps = meant_by(f.number(a + "attention.layer_norm_rms_epsilon"));
+  c.rope_theta = meant_by(f.number(a + "rope.freq_base", c.rope_theta));
   c.tie_word_embeddings = !f.has_tensor("output.weight");
   try {
     c.check();

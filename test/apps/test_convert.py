@@ -25,6 +25,11 @@ def weights(folder):
         return f.read()
 
 
+def config(folder):
+    with open(os.path.join(folder, "config.json")) as f:
+        return json.load(f)
+
+
 class ConvertTest(unittest.TestCase):
     def setUp(self):
         self.dir = tempfile.mkdtemp()
@@ -45,6 +50,7 @@ class ConvertTest(unittest.TestCase):
             self.assertEqual(r["self_test_max_error"], 0)
             convert(self.at(name), self.at("back-" + to))
             self.assertEqual(weights(self.at("back-" + to)), weights(self.at("hf")))
+            self.assertEqual(config(self.at("back-" + to)), config(self.at("hf")))
             self.assertTrue(os.path.exists(self.at("back-" + to + "/tokenizer.json")))
         convert(self.at("nano"), self.at("y.gguf"))  # the format is known by the name
         convert(self.at("y.gguf"), self.at("nano2"), "--to", "nanotron")
@@ -58,8 +64,7 @@ class ConvertTest(unittest.TestCase):
         self.assertIn("self-test: logits agree", p.stdout)
         self.assertIn("no tokenizer came along", p.stdout)
         r = self.report(TINY, self.at("b"), "--dtype", "bf16")
-        with open(os.path.join(TINY, "config.json")) as f:
-            c = json.load(f)
+        c = config(TINY)
         heads, layers = c["num_key_value_heads"], c["num_hidden_layers"]
         width = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
         self.assertEqual(r["cache_bytes_per_token_before"], 2 * heads * width * layers * 4)
