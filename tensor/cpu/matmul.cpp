@@ -3,6 +3,7 @@
 // shape and kept with its memory descriptors; a call only sets pointers. A few rows against weights as they
 // lie on disk, which is what decoding does, are bound by reading the weights: gemv.h.
 #include <cblas.h>
+#include <omp.h>
 #include <algorithm>
 #include <array>
 #include <memory>
@@ -93,7 +94,15 @@ Primitive& primitive_for(const Tensor& a, const Tensor& b, const Tensor& c, bool
   return *p;
 }
 
+// oneDNN deals its work out to omp_get_max_threads() threads and takes it for granted that it gets so many.
+// Under OMP_THREAD_LIMIT or OMP_DYNAMIC it might get fewer, and part of the result would never be written.
+void get_the_threads_that_are_asked_for() {
+  if (omp_get_dynamic()) omp_set_dynamic(0);
+  if (omp_get_max_threads() > omp_get_thread_limit()) omp_set_num_threads(omp_get_thread_limit());
+}
+
 void run_onednn(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) try {
+  get_the_threads_that_are_asked_for();
   Primitive& p = primitive_for(a, b, c, accumulate);
   p.a.set_data_handle(const_cast<void*>(a.raw()));
   p.b.set_data_handle(const_cast<void*>(b.raw()));
