@@ -4,13 +4,13 @@
 // surfaces.
 #include <algorithm>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <queue>
 #include <unordered_map>
 #include <unordered_set>
 #include "data/pre_tokenizer.h"
 #include "data/tokenizer.h"
 #include "data/tokenizer_utf8.h"
+#include "data/tokenizer_write.h"
 #include "tensor/check.h"
 
 namespace llatte {
@@ -147,50 +147,16 @@ class Trainer {
 
 using nlohmann::ordered_json;
 
-ordered_json byte_level(bool add_prefix_space) {
-  return {{"type", "ByteLevel"},
-          {"add_prefix_space", add_prefix_space},
-          {"trim_offsets", true},
-          {"use_regex", true}};
-}
-
-ordered_json pre_tokenizer() {
-  const ordered_json digits{{"type", "Digits"}, {"individual_digits", true}};
-  return {{"type", "Sequence"}, {"pretokenizers", ordered_json::array({digits, byte_level(false)})}};
-}
-
-ordered_json end_of_text() {
-  return {{"id", 0},         {"content", kEndOfText}, {"single_word", false}, {"lstrip", false},
-          {"rstrip", false}, {"normalized", false},   {"special", true}};
-}
-
-// The layout and key order of the library whose format it is.
 std::string Trainer::json() const {
-  ordered_json vocab = ordered_json::object(), merges = ordered_json::array();
+  TokenizerParts p;
+  p.vocab = ordered_json::object(), p.merges = ordered_json::array();
   auto& entries =
-      vocab.get_ref<ordered_json::object_t&>();  // operator[] would search from the front each time
+      p.vocab.get_ref<ordered_json::object_t&>();  // operator[] would search from the front each time
   for (size_t id = 0; id < tokens_.size(); ++id) entries.push_back({tokens_[id], ordered_json(id)});
-  for (const auto& [left, right] : merges_) merges.push_back(tokens_[left] + " " + tokens_[right]);
-  const ordered_json model{{"type", "BPE"},
-                           {"dropout", nullptr},
-                           {"unk_token", nullptr},
-                           {"continuing_subword_prefix", nullptr},
-                           {"end_of_word_suffix", nullptr},
-                           {"fuse_unk", false},
-                           {"byte_fallback", false},
-                           {"ignore_merges", false},
-                           {"vocab", vocab},
-                           {"merges", merges}};
-  const ordered_json file{{"version", "1.0"},
-                          {"truncation", nullptr},
-                          {"padding", nullptr},
-                          {"added_tokens", ordered_json::array({end_of_text()})},
-                          {"normalizer", nullptr},
-                          {"pre_tokenizer", pre_tokenizer()},
-                          {"post_processor", nullptr},
-                          {"decoder", byte_level(true)},
-                          {"model", model}};
-  return file.dump(2) + "\n";
+  for (const auto& [left, right] : merges_) p.merges.push_back(tokens_[left] + " " + tokens_[right]);
+  p.added_tokens = ordered_json::array({added_token(0, kEndOfText, true)});
+  p.pre_tokenizers = ordered_json::array({digits_alone(), byte_level(true)});
+  return write_tokenizer_json(std::move(p));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include "data/json.h"
 #include "data/tokenizer_json.h"
+#include "data/tokenizer_write.h"
 
 namespace llatte {
 namespace {
@@ -37,27 +38,17 @@ const Pre& pre_named(const std::string& name, const std::string& where) {
 
 // ---- metadata to tokenizer.json --------------------------------------------------------------------------
 
-ordered_json byte_level(bool use_regex) {
-  return {
-      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", use_regex}};
-}
-
-ordered_json pre_tokenizer(const Pre& p) {
+ordered_json pre_tokenizers(const Pre& p) {
   const bool gpt2 = p.pattern == PreTokenizer::gpt2_pattern;
   ordered_json steps = ordered_json::array();
-  if (p.digits == Digits::single) steps.push_back({{"type", "Digits"}, {"individual_digits", true}});
+  if (p.digits == Digits::single) steps.push_back(digits_alone());
   if (!gpt2)
     steps.push_back({{"type", "Split"},
                      {"pattern", {{"Regex", p.pattern}}},
                      {"behavior", "Isolated"},
                      {"invert", false}});
   steps.push_back(byte_level(gpt2));
-  return {{"type", "Sequence"}, {"pretokenizers", steps}};
-}
-
-ordered_json added_token(size_t id, const std::string& content, bool special) {
-  return {{"id", id},        {"content", content},  {"single_word", false}, {"lstrip", false},
-          {"rstrip", false}, {"normalized", false}, {"special", special}};
+  return steps;
 }
 
 struct Tokens {
@@ -154,26 +145,12 @@ std::string read_gguf_tokenizer(const GgufFile& file) {
                "', which is not supported, only gpt2 (byte-level BPE)");
   const Pre& pre = pre_named(file.text("tokenizer.ggml.pre", "default"), where);
   Tokens tokens = read_tokens(file);
-  const ordered_json model{{"type", "BPE"},
-                           {"dropout", nullptr},
-                           {"unk_token", nullptr},
-                           {"continuing_subword_prefix", nullptr},
-                           {"end_of_word_suffix", nullptr},
-                           {"fuse_unk", false},
-                           {"byte_fallback", false},
-                           {"ignore_merges", pre.ignore_merges},
-                           {"vocab", std::move(tokens.vocab)},
-                           {"merges", file.texts("tokenizer.ggml.merges")}};
-  const ordered_json json{{"version", "1.0"},
-                          {"truncation", nullptr},
-                          {"padding", nullptr},
-                          {"added_tokens", std::move(tokens.added)},
-                          {"normalizer", pre.nfc ? ordered_json{{"type", "NFC"}} : ordered_json(nullptr)},
-                          {"pre_tokenizer", pre_tokenizer(pre)},
-                          {"post_processor", post_processor(file)},
-                          {"decoder", byte_level(true)},
-                          {"model", model}};
-  return json.dump(2) + "\n";
+  TokenizerParts p;
+  p.vocab = std::move(tokens.vocab), p.added_tokens = std::move(tokens.added);
+  p.merges = file.texts("tokenizer.ggml.merges"), p.ignore_merges = pre.ignore_merges;
+  p.pre_tokenizers = pre_tokenizers(pre), p.post_processor = post_processor(file);
+  if (pre.nfc) p.normalizer = {{"type", "NFC"}};
+  return write_tokenizer_json(std::move(p));
 }
 
 std::vector<std::pair<std::string, GgufValue>> gguf_tokenizer(const std::string& tokenizer_json,
