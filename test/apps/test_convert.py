@@ -81,20 +81,29 @@ class ConvertTest(unittest.TestCase):
         self.assertEqual(r["bytes_after"], 2 * r["bytes_before"])
         self.assertEqual(r["self_test_max_error"], 0)
 
-    def test_a_result_that_lost_the_model_is_caught(self):
-        # A head of numbers too small for f16: all logits become zero.
-        source = self.at("small")
-        shutil.copytree(TINY, source)
-        data = bytearray(weights(source))
+    def changed(self, name, change):
+        """A copy of the tiny model, its head's numbers changed."""
+        folder = self.at(name)
+        shutil.copytree(TINY, folder)
+        data = bytearray(weights(folder))
         start = 8 + int.from_bytes(data[:8], "little")
         begin, end = json.loads(data[8:start])["lm_head.weight"]["data_offsets"]
-        head = array.array("f", data[start + begin:start + end])
-        data[start + begin:start + end] = array.array("f", [x * 1e-20 for x in head]).tobytes()
-        with open(os.path.join(source, "model.safetensors"), "wb") as f:
+        head = change(array.array("f", data[start + begin:start + end]))
+        data[start + begin:start + end] = array.array("f", head).tobytes()
+        with open(os.path.join(folder, "model.safetensors"), "wb") as f:
             f.write(data)
+        return folder
+
+    def test_a_result_that_lost_the_model_is_caught(self):
+        # A head of numbers too small for f16: all logits become zero.
+        source = self.changed("small", lambda head: [x * 1e-20 for x in head])
         p = convert(source, self.at("a.gguf"), "--dtype", "f16", code=1)
         self.assertIn("self-test failed: logits of", p.stderr)
         convert(source, self.at("b.gguf"), "--dtype", "f16", "--no-self-test")
+
+    def test_one_nan_among_the_logits_is_caught(self):
+        source = self.changed("nan", lambda head: [float("nan")] + list(head[1:]))
+        self.assertIn("differ by up to nan", convert(source, self.at("a"), code=1).stderr)
 
     def test_latent_attention_is_converted_but_not_run(self):
         p = convert("test/fixtures/nanotron/mla_m7_tp2", self.at("hf"))
