@@ -165,4 +165,15 @@ void publish_folder(const fs::path& temp, const fs::path& final_name) {
   fsync_path(folder_of(final_name));
 }
 
+NewFolder::NewFolder(const fs::path& final_name)
+    : final_(final_name.has_filename() ? final_name : final_name.parent_path()),
+      temp_(folder_of(final_) / str('.', final_.filename().string(), ".tmp-", ::getpid())) {
+  fs::create_directories(temp_);
+}
+
+NewFolder::~NewFolder() {
+  std::error_code ignored;
+  fs::remove_all(temp_, ignored);
+}
+
 }  // namespace llatte

@@ -61,4 +61,19 @@ void fsync_path(const std::filesystem::path& file_or_folder);
 // parent.
 void publish_folder(const std::filesystem::path& temp, const std::filesystem::path& final_name);
 
+// A folder built under a temporary name beside its final one: publish() gives it that name; without it the
+// destructor removes what is there.
+class NewFolder {
+ public:
+  explicit NewFolder(const std::filesystem::path& final_name);
+  ~NewFolder();
+  NewFolder(const NewFolder&) = delete;
+  NewFolder& operator=(const NewFolder&) = delete;
+  const std::filesystem::path& path() const { return temp_; }
+  void publish() { publish_folder(temp_, final_); }
+
+ private:
+  std::filesystem::path final_, temp_;
+};
+
 }  // namespace llatte

@@ -1,5 +1,4 @@
 #include "models/checkpoint.h"
-#include <unistd.h>
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -21,26 +20,6 @@ bool is_gguf(const fs::path& file) {
   return file.extension() == ".gguf" ||
          (map.bytes.size() >= magic.size() && !std::memcmp(map.bytes.data(), magic.data(), magic.size()));
 }
-
-// A folder built beside its final place; it appears there by one rename, or the destructor removes it.
-class NewFolder {
- public:
-  explicit NewFolder(const fs::path& final_name)
-      : final_(final_name),
-        temp_(final_name.parent_path() / str('.', final_name.filename().string(), ".tmp-", getpid())) {
-    fs::create_directories(temp_);
-  }
-  ~NewFolder() {
-    std::error_code ignored;
-    fs::remove_all(temp_, ignored);
-  }
-  NewFolder(const NewFolder&) = delete;
-  const fs::path& path() const { return temp_; }
-  void publish() { publish_folder(temp_, final_); }
-
- private:
-  fs::path final_, temp_;
-};
 
 GgufType gguf_type(const std::string& dtype) {
   if (dtype == "f16") return GgufType::F16;
@@ -103,8 +82,7 @@ void save_checkpoint(const fs::path& path, const Checkpoint& checkpoint, const s
   LLATTE_CHECK(!fs::exists(path), path.string(), " exists already; remove it or name another");
   if (format == "gguf") return save_gguf(path, checkpoint, gguf_type(dtype));
   const DType t = dtype == "bf16" ? DType::bf16 : DType::f32;
-  // "x/" names x
-  NewFolder folder(path.has_filename() ? path : path.parent_path());
+  NewFolder folder(path);
   if (format == "hf") save_hf(folder.path(), checkpoint, t);
   else save_nanotron(folder.path(), checkpoint, t);
   folder.publish();

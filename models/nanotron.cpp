@@ -405,18 +405,10 @@ Checkpoint open_nanotron(const fs::path& folder) {
 
 void save_nanotron(const fs::path& folder, const Checkpoint& checkpoint, DType dtype, int64_t step) {
   const fs::path final_name = folder / std::to_string(step);
-  const fs::path temp = folder / str(".writing-", step);
   check_writable(final_name, checkpoint, dtype);
-  fs::remove_all(temp);
-  fs::create_directories(temp);
-  try {
-    write_step(temp, checkpoint, dtype, step);
-    publish_folder(temp, final_name);
-  } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(temp, ignored);
-    throw;
-  }
+  NewFolder written(final_name);
+  write_step(written.path(), checkpoint, dtype, step);
+  written.publish();
   write_file_atomic(folder / "latest.txt", std::to_string(step));
 }
 

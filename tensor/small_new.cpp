@@ -1,11 +1,10 @@
 // operator new for programs: small blocks from per-thread free lists. A training step makes thousands of
 // short-lived small objects (closures of the tape, shapes, shared_ptr counts, the arguments oneDNN builds),
 // the same ones every step; with these lists a steady step calls malloc for none of them.
-//   1. Every block comes from malloc, so mixing with memory from elsewhere is safe, and a block's size class
-//   is
-//      read back with malloc_usable_size: delete needs no size. glibc sometimes hands out a block 16 bytes
-//      larger than the next one of the same request; classes are 32 bytes apart, so both are of the same
-//      class.
+//   1. Every block comes from malloc, so mixing with memory from elsewhere is safe, and a block's size
+//      class is read back with malloc_usable_size: delete needs no size. glibc sometimes hands out a block
+//      16 bytes larger than the next one of the same request; classes are 32 bytes apart, so both are of
+//      the same class.
 //   2. Requests above 64 KiB and over-aligned ones go straight to malloc.
 //   3. A list keeps at most 1 MiB; beyond that, delete frees. Lists are emptied at thread exit; what static
 //      destructors still do after that goes straight to malloc.

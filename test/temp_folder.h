@@ -10,7 +10,8 @@ namespace llatte::test {
 struct TempFolder {
   std::filesystem::path path;
   TempFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "llatte-test-XXXXXX").string();
+    const std::string pattern = "llatte-test-" + std::string(6, 'X');  // mkdtemp replaces the six
+    std::string name = (std::filesystem::temp_directory_path() / pattern).string();
     LLATTE_CHECK(::mkdtemp(name.data()), "no temporary folder ", name);
     path = name;
   }

@@ -98,6 +98,24 @@ TEST_CASE("a full disk is one sentence, and the old file stays") {
   CHECK(dir.entries() == 1);
 }
 
+TEST_CASE("a new folder appears whole or not at all") {
+  const TempFolder dir;
+  const auto name = dir / "model";
+  {
+    const NewFolder dropped(name);
+    write_file_atomic(dropped.path() / "f", "x");
+  }
+  CHECK(dir.entries() == 0);
+  {
+    NewFolder kept(name / "");  // "model/" is model
+    write_file_atomic(kept.path() / "f", "x");
+    CHECK_FALSE(std::filesystem::exists(name));
+    kept.publish();
+  }
+  CHECK(dir.entries() == 1);
+  CHECK(read_file(name / "f") == "x");
+}
+
 TEST_CASE("a folder's lock has one holder at a time") {
   const TempFolder dir;
   {
