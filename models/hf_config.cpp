@@ -1,0 +1,201 @@
+// config.json, in and out: every field that would change what the model computes is either honoured or
+// refused by name.
+#include "data/files.h"
+#include "models/hf.h"
+#include "models/json_fields.h"
+
+namespace llatte {
+namespace {
+
+using json = nlohmann::json;
+
+enum class Family { llama, qwen2, qwen3 };
+
+Family family_of(const Fields& f) {
+  std::string word = f.text("model_type", "");
+  if (f.has("architectures")) {
+    const json& list = f.at("architectures");
+    LLATTE_CHECK(list.is_array() && list.size() == 1 && list[0].is_string(), f.where(), ": architectures is ",
+                 shown(list), ", expected a list of one name");
+    word = list[0].get<std::string>();
+  }
+  if (word.empty() && f.flag("is_llama_config", false)) return Family::llama;  // nanotron
+  if (word == "LlamaForCausalLM" || word == "llama") return Family::llama;
+  if (word == "Qwen2ForCausalLM" || word == "qwen2") return Family::qwen2;
+  if (word == "Qwen3ForCausalLM" || word == "qwen3") return Family::qwen3;
+  LLATTE_FAIL(f.where(), ": architecture '", word,
+              "' is not supported; have LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM");
+}
+
+// Fields whose only honoured value is the one given: anything else would change the numbers.
+void refuse_unsupported(const Fields& f) {
+  const std::string act = f.text("hidden_act", "silu");
+  LLATTE_CHECK(act == "silu", f.where(), ": hidden_act '", act, "' is not supported, only silu");
+  for (const char* key : {"attention_bias", "mlp_bias", "use_sliding_window", "rope_interleaved"})
+    LLATTE_CHECK(!f.flag(key, false), f.where(), ": ", key, " true is not supported, only false");
+  const double rotary = f.number("partial_rotary_factor", 1);
+  LLATTE_CHECK(rotary == 1, f.where(), ": partial_rotary_factor ", rotary, " is not supported, only 1");
+  LLATTE_CHECK(!f.has("quantization_config"), f.where(),
+               ": quantization_config is not supported; save the model in f32, f16 or bf16");
+  LLATTE_CHECK(!f.has("mha2mla"), f.where(), ": mha2mla is not supported; have RoPE and SVD, its older form");
+}
+
+// MHA2MLA's two steps, each absent when the model did not take it.
+void read_mla(const Fields& f, LlamaConfig& c) {
+  if (!f.has("RoPE") && !f.has("SVD")) return;
+  MlaConfig m;
+  if (f.has("RoPE")) {
+    const Fields r(f.at("RoPE"), f.where() + ": RoPE");
+    m.rope.partial_rope_version = r.integer("partial_rope_version", 0);
+    m.rope.top_k_rope_dim = r.integer("top_k_rope_dim", 0);
+    m.rope.last_k_rope_dim = r.integer("last_k_rope_dim", 0);
+    m.rope.uniform_start_point = r.integer("uniform_start_point", 0);
+    m.rope.uniform_step = r.integer("uniform_step", 1);
+    if (r.has("qk_tensor_path")) m.rope.qk_tensor_path = r.text("qk_tensor_path", "");
+    if (r.has("n_gqa_group")) m.rope.n_gqa_group = r.integer("n_gqa_group");
+  }
+  if (f.has("SVD")) {
+    const Fields s(f.at("SVD"), f.where() + ": SVD");
+    m.svd.method = s.integer("method", s.integer("version", 0));
+    m.svd.low_rank = s.integer("low_rank", 0);
+  }
+  c.mla = m;
+}
+
+// rope_scaling, or the rope_parameters of transformers 5, which also hold rope_theta.
+void read_rope(const Fields& f, LlamaConfig& c) {
+  c.rope_theta = f.number("rope_theta", c.rope_theta);
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (!f.has(key)) continue;
+    const Fields r(f.at(key), f.where() + ": " + key);
+    c.rope_theta = r.number("rope_theta", c.rope_theta);
+    const std::string type = r.text("rope_type", r.text("type", "default"));
+    if (type == "default") continue;
+    LLATTE_CHECK(type == "llama3", f.where(), ": ", key, " type '", type,
+                 "' is not supported; have default, llama3");
+    for (const char* needed : {"factor", "low_freq_factor", "high_freq_factor"})
+      LLATTE_CHECK(r.has(needed), r.where(), ": ", needed, " is missing");
+    c.rope_scaling =
+        RopeScaling{r.number("factor", 0), r.number("low_freq_factor", 0), r.number("high_freq_factor", 0),
+                    r.integer("original_max_position_embeddings")};
+  }
+}
+
+void read_sizes(const Fields& f, LlamaConfig& c) {
+  c.hidden_size = f.integer("hidden_size");
+  c.num_hidden_layers = f.integer("num_hidden_layers");
+  c.num_attention_heads = f.integer("num_attention_heads");
+  c.num_key_value_heads = f.integer("num_key_value_heads", c.num_attention_heads);
+  c.intermediate_size = f.integer("intermediate_size");
+  c.vocab_size = f.integer("vocab_size");
+  c.max_position_embeddings = f.integer("max_position_embeddings", c.max_position_embeddings);
+  if (f.has("head_dim")) {
+    c.head_dim = f.integer("head_dim");
+    return;
+  }
+  LLATTE_CHECK(c.num_attention_heads > 0 && c.hidden_size % c.num_attention_heads == 0, f.where(),
+               ": head_dim is missing and hidden_size ", c.hidden_size,
+               " is not a multiple of num_attention_heads ", c.num_attention_heads);
+  c.head_dim = c.hidden_size / c.num_attention_heads;
+}
+
+void read_token_ids(const Fields& f, LlamaConfig& c) {
+  const auto first = [&](const char* key) -> std::optional<int64_t> {
+    const auto ids = f.ids(key);
+    return ids.empty() ? std::nullopt : std::optional(ids[0]);
+  };
+  c.bos_token_id = first("bos_token_id"), c.eos_token_id = first("eos_token_id");
+  c.pad_token_id = first("pad_token_id");
+  const auto eos = f.ids("eos_token_id");
+  if (eos.size() > 1) c.more_eos_token_ids.assign(eos.begin() + 1, eos.end());
+}
+
+void add_mla(const MlaConfig& m, nlohmann::ordered_json& j) {
+  auto& r = j["RoPE"];
+  r["partial_rope_version"] = m.rope.partial_rope_version;
+  r["top_k_rope_dim"] = m.rope.top_k_rope_dim;
+  r["last_k_rope_dim"] = m.rope.last_k_rope_dim;
+  r["uniform_start_point"] = m.rope.uniform_start_point;
+  r["uniform_step"] = m.rope.uniform_step;
+  r["qk_tensor_path"] = nullptr;
+  if (m.rope.qk_tensor_path) r["qk_tensor_path"] = *m.rope.qk_tensor_path;
+  if (m.rope.n_gqa_group) r["n_gqa_group"] = *m.rope.n_gqa_group;
+  j["SVD"] = {{"method", m.svd.method}, {"low_rank", m.svd.low_rank}};
+}
+
+const char* torch_name(DType t) {
+  return t == DType::bf16 ? "bfloat16" : t == DType::f64 ? "float64" : "float32";
+}
+
+}  // namespace
+
+LlamaConfig read_hf_config(const std::filesystem::path& file) {
+  const json object = read_json(file);
+  const Fields f(object, file.string());
+  const Family family = family_of(f);
+  refuse_unsupported(f);
+  LlamaConfig c;
+  c.qkv_bias = family == Family::qwen2, c.qk_norm = family == Family::qwen3;
+  read_sizes(f, c);
+  read_rope(f, c);
+  read_token_ids(f, c);
+  read_mla(f, c);
+  c.rms_norm_eps = f.number("rms_norm_eps", 1e-6);  // transformers' default
+  c.initializer_range = f.number("initializer_range", c.initializer_range);
+  c.tie_word_embeddings = f.flag("tie_word_embeddings", false);
+  try {
+    c.check();
+  } catch (const Error& e) {
+    LLATTE_FAIL(file.string(), ": ", e.what());
+  }
+  return c;
+}
+
+std::string hf_config(const LlamaConfig& c, DType dtype) {
+  const char* family = c.qkv_bias ? "Qwen2" : c.qk_norm ? "Qwen3" : "Llama";
+  nlohmann::ordered_json j;
+  j["architectures"] = {std::string(family) + "ForCausalLM"};
+  j["model_type"] = c.qkv_bias ? "qwen2" : c.qk_norm ? "qwen3" : "llama";
+  j["hidden_size"] = c.hidden_size;
+  j["intermediate_size"] = c.intermediate_size;
+  j["num_hidden_layers"] = c.num_hidden_layers;
+  j["num_attention_heads"] = c.num_attention_heads;
+  j["num_key_value_heads"] = c.num_key_value_heads;
+  j["head_dim"] = c.head_dim;
+  j["vocab_size"] = c.vocab_size;
+  j["max_position_embeddings"] = c.max_position_embeddings;
+  j["rms_norm_eps"] = c.rms_norm_eps;
+  j["rope_theta"] = c.rope_theta;
+  j["rope_scaling"] = nullptr;
+  if (const auto& s = c.rope_scaling)
+    j["rope_scaling"] = {{"rope_type", "llama3"},
+                         {"factor", s->factor},
+                         {"low_freq_factor", s->low_freq_factor},
+                         {"high_freq_factor", s->high_freq_factor},
+                         {"original_max_position_embeddings", s->original_max_position_embeddings}};
+  if (c.mla) add_mla(*c.mla, j);
+  j["hidden_act"] = "silu";
+  if (!c.qkv_bias) j["attention_bias"] = false;  // Qwen2's biases are part of its architecture
+  if (!c.qkv_bias && !c.qk_norm) j["mlp_bias"] = false;
+  j["attention_dropout"] = 0.0;
+  j["tie_word_embeddings"] = c.tie_word_embeddings;
+  j["initializer_range"] = c.initializer_range;
+  if (c.bos_token_id) j["bos_token_id"] = *c.bos_token_id;
+  if (c.eos_token_id) j["eos_token_id"] = *c.eos_token_id;
+  if (c.eos_token_id && !c.more_eos_token_ids.empty()) {
+    j["eos_token_id"] = {*c.eos_token_id};
+    for (const int64_t id : c.more_eos_token_ids) j["eos_token_id"].push_back(id);
+  }
+  if (c.pad_token_id) j["pad_token_id"] = *c.pad_token_id;
+  j["torch_dtype"] = torch_name(dtype);
+  j["use_cache"] = true;
+  return j.dump(2) + "\n";
+}
+
+void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype) {
+  LLATTE_CHECK(!(c.qkv_bias && c.qk_norm), file.string(),
+               ": no Hugging Face architecture has both q, k, v biases and q/k norms");
+  write_file_atomic(file, hf_config(c, dtype));
+}
+
+}  // namespace llatte
