@@ -11,6 +11,8 @@ Var transpose(const Var& x, int a, int b);                     // a view
 Var slice(const Var& x, int dim, int64_t begin, int64_t end);  // a view; backward pads with zeros
 Var concat(const Var& a, const Var& b, int dim);
 Var cast(const Var& x, DType t);
+// y[.., m, ..] = x[.., index[m], ..] in dimension dim; zeros where index is -1. index i32 (M).
+Var gather(const Var& x, int dim, const Tensor& index);
 
 // ---- elementwise, same shape and dtype
 Var add(const Var& a, const Var& b);

@@ -95,6 +95,12 @@ LLATTE_KERNEL(matmul, const Tensor& a, const Tensor& b, Tensor& c, double beta)
 LLATTE_KERNEL(embedding_fwd, const Tensor& ids, const Tensor& w, Tensor& y)
 LLATTE_KERNEL(embedding_bwd, const Tensor& dy, const Tensor& ids, Tensor& dw)
 
+// ---- gather -------------------------------------------------------------------------------------------- gather.cpp
+// y_NMI = x_NCI[:, index_M, :], zeros where index is -1;  dx_NCI (acc) = sum of dy_NMI over the m that picked c, ascending.
+// index: i32; one outside [-1,C) is an error that names it.
+LLATTE_KERNEL(gather_fwd, const Tensor& x, const Tensor& index, Tensor& y)
+LLATTE_KERNEL(gather_bwd, const Tensor& dy, const Tensor& index, Tensor& dx)
+
 // ---- RMSNorm ----------------------------------------------------------------------------------------- rms_norm.cpp
 // y_ND = x_ND * r_N * w_D, r = 1/sqrt(mean_D(x^2) + eps) (acc), saved for the backward.  arXiv 1910.07467
 LLATTE_KERNEL(rms_norm_fwd, const Tensor& x, const Tensor& w, double eps, Tensor& y, Tensor& r)
