@@ -30,7 +30,7 @@ Checkpoint open_source(const Options& o) {
 // Empty where it ran and passed; else why it did not run.
 std::string self_test(const Options& o, const Checkpoint& source, const Checkpoint& result, SelfTest& t) {
   if (o.no_self_test) return "left out";
-  if (source.config.mla) return "left out: latent attention cannot be run yet";
+  if (is_latent(source.config)) return "left out: latent attention cannot be run yet";
   t = compare_logits(source, result);
   LLATTE_CHECK(t.passed(), "self-test failed: logits of ", o.source, " and ", o.target, " differ by up to ",
                t.max_error, " (largest logit ", t.max_logit, "); don't use ", o.target);

@@ -21,11 +21,11 @@ struct Options {
   std::vector<std::string> stop_texts;
   bool prompted = false, chat = false, ignore_eos = false, stats = false;
 
-  std::optional<DType> cache_dtype() const {
+  std::optional<CacheType> cache_type() const {
     if (cache.empty()) return std::nullopt;
     LLATTE_CHECK(cache == "f32" || cache == "bf16", "--cache ", cache,
                  ": not built yet; there are f32 and bf16");
-    return cache == "f32" ? DType::f32 : DType::bf16;
+    return cache == "f32" ? CacheType::f32 : CacheType::bf16;
   }
 };
 
@@ -56,7 +56,7 @@ class Speaker {
         tokenizer_(o.model.load_tokenizer()),
         chat_template_(o.chat ? find_template(o.model) : ""),
         model_(o.model.load_model()),
-        session_(*model_, o.cache_dtype(), o.chat && !o.prompted ? kChatReserve : 0) {
+        session_(*model_, o.cache_type(), o.chat && !o.prompted ? kChatReserve : 0) {
     if (!o.system.empty()) talk_.push_back({"system", o.system});
   }
 

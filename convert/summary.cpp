@@ -65,14 +65,6 @@ std::string weight_table(const Checkpoint& source, const Checkpoint& result) {
                       megabytes(result.bytes()));
 }
 
-int64_t cache_values_per_layer(const LlamaConfig& c) {
-  const int64_t K = c.num_key_value_heads, E = c.head_dim;
-  if (!c.mla || c.mla->svd.method == 0) return 2 * K * E;
-  const int64_t R = c.mla->svd.low_rank * K;
-  const bool split = c.mla->svd.method == 2 || c.mla->svd.method == 3;
-  return 2 * kept_pairs(c) * K + (split ? 2 * R : R);
-}
-
 int64_t cache_bytes_per_token(const Checkpoint& c) {
   return c.config.num_hidden_layers * cache_values_per_layer(c.config) *
          static_cast<int64_t>(size_of(c.dtype()));

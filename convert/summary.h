@@ -9,6 +9,5 @@ namespace llatte {
 std::string weight_table(const Checkpoint& source, const Checkpoint& result);
 // Keys and values (or latents) cached for one token, all layers, in the model's dtype.
 int64_t cache_bytes_per_token(const Checkpoint& checkpoint);
-int64_t cache_values_per_layer(const LlamaConfig& c);
 
 }  // namespace llatte

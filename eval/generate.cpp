@@ -78,9 +78,9 @@ double Generation::decode_tokens_per_s() const {
   return decode_seconds > 0 ? static_cast<double>(decoded) / decode_seconds : 0;
 }
 
-Session::Session(Llama& model, std::optional<DType> cache_dtype, int64_t reserve)
+Session::Session(Llama& model, std::optional<CacheType> cache_type, int64_t reserve)
     : model_(model),
-      cache_dtype_(cache_dtype),
+      cache_type_(cache_type),
       reserve_(std::min(reserve, model.config().max_position_embeddings)) {}
 
 // Doubling keeps what is run again below what is run anyway.
@@ -89,7 +89,7 @@ void Session::make_room(int64_t tokens) {
   const int64_t doubled = std::min(2 * cache_.capacity(), model_.config().max_position_embeddings);
   held_.clear();
   cache_ = KvCache();  // the old one is freed first
-  cache_ = model_.make_cache(1, std::max({tokens, doubled, reserve_}), cache_dtype_);
+  cache_ = model_.make_cache(1, std::max({tokens, doubled, reserve_}), cache_type_);
 }
 
 // Forgets what the prompt does not begin with, and always its last token: the next logits come from running

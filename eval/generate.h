@@ -36,9 +36,9 @@ using TokenListener = std::function<bool(int32_t)>;
 // conversation does, is run only from where it differs.
 class Session {
  public:
-  // The cache holds numbers of `cache_dtype` (none: the model's) and grows as needed; it starts with room for
+  // The cache holds numbers of `cache_type` (none: the model's) and grows as needed; it starts with room for
   // `reserve` tokens, because growing means running everything again.
-  explicit Session(Llama& model, std::optional<DType> cache_dtype = std::nullopt, int64_t reserve = 0);
+  explicit Session(Llama& model, std::optional<CacheType> cache_type = std::nullopt, int64_t reserve = 0);
   // The prompt must not be empty, its ids must be in the vocabulary, and prompt + max_tokens must fit
   // max_position_embeddings.
   Generation generate(std::span<const int32_t> prompt, const GenerateOptions& options,
@@ -50,7 +50,7 @@ class Session {
   Tensor run(std::span<const int32_t> ids);
 
   Llama& model_;
-  std::optional<DType> cache_dtype_;
+  std::optional<CacheType> cache_type_;
   int64_t reserve_;
   KvCache cache_;
   std::vector<int32_t> held_;  // the tokens whose keys and values the cache holds

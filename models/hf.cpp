@@ -7,6 +7,7 @@
 #include "data/json.h"
 #include "data/safetensors.h"
 #include "data/tokenizer.h"
+#include "models/partial_rope.h"
 
 namespace llatte {
 namespace {
@@ -86,6 +87,7 @@ Checkpoint open_hf(const std::filesystem::path& folder) {
   c.config = read_hf_config(folder / "config.json");
   const SafetensorsFile file = SafetensorsFile::open_folder(folder);
   check_plausible(c.config, file, folder);
+  resolve_pairs(c.config, folder);
   check_weights(c.config, model_tensors(file, c.config), folder.string());
   for (const auto& [name, shape] : param_shapes(c.config)) {
     const SafetensorsEntry& e = file.entries().at(name);

@@ -40,6 +40,17 @@ void refuse_unsupported(const Fields& f) {
   LLATTE_CHECK(!f.has("mha2mla"), f.where(), ": mha2mla is not supported; have RoPE and SVD, its older form");
 }
 
+SvdMethod svd_method(const Fields& s) {
+  const char* key = s.has("method") ? "method" : "version";
+  const std::string word = s.has(key) && s.at(key).is_string() ? s.text(key, "") : "";
+  if (word == "only_key") return SvdMethod::only_key;
+  if (word == "only_value") return SvdMethod::only_value;
+  const int64_t number = s.integer(key, 0);
+  LLATTE_CHECK(0 <= number && number <= 7, s.where(), ": ", key, " is ", number,
+               ", expected 0 to 7, only_key or only_value");
+  return static_cast<SvdMethod>(number);
+}
+
 // MHA2MLA's two steps, each absent when the model did not take it.
 void read_mla(const Fields& f, LlamaConfig& c) {
   if (!f.has("RoPE") && !f.has("SVD")) return;
@@ -56,7 +67,7 @@ void read_mla(const Fields& f, LlamaConfig& c) {
   }
   if (f.has("SVD")) {
     const Fields s(f.at("SVD"), f.where() + ": SVD");
-    m.svd.method = s.integer("method", s.integer("version", 0));
+    m.svd.method = svd_method(s);
     m.svd.low_rank = s.integer("low_rank", 0);
   }
   c.mla = m;
@@ -120,7 +131,10 @@ void add_mla(const MlaConfig& m, nlohmann::ordered_json& j) {
   r["qk_tensor_path"] = nullptr;
   if (m.rope.qk_tensor_path) r["qk_tensor_path"] = *m.rope.qk_tensor_path;
   if (m.rope.n_gqa_group) r["n_gqa_group"] = *m.rope.n_gqa_group;
-  j["SVD"] = {{"method", m.svd.method}, {"low_rank", m.svd.low_rank}};
+  if (m.svd.method == SvdMethod::only_key) j["SVD"]["method"] = "only_key";
+  else if (m.svd.method == SvdMethod::only_value) j["SVD"]["method"] = "only_value";
+  else j["SVD"]["method"] = static_cast<int>(m.svd.method);
+  j["SVD"]["low_rank"] = m.svd.low_rank;
 }
 
 const char* torch_name(DType t) {

@@ -12,20 +12,25 @@
 namespace llatte {
 namespace {
 
-AttentionConfig attention_config(const LlamaConfig& c, DType t) {
+AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t) {
   AttentionConfig a;
   a.D = c.hidden_size, a.H = c.num_attention_heads, a.K = c.num_key_value_heads, a.E = c.head_dim;
   a.qkv_bias = c.qkv_bias, a.qk_norm = c.qk_norm, a.norm_eps = c.rms_norm_eps, a.dtype = t;
+  if (!c.mla) return a;
+  a.kept_pairs = c.mla->kept[static_cast<size_t>(layer)];
+  if (!is_latent(c)) return a;
+  const LatentWidths w = latent_widths(c);
+  a.kind = "mla", a.rank_k = w.rank_k, a.rank_v = w.rank_v, a.shared_latent = w.shared;
   return a;
 }
 
 // x += Attn(RMSNorm(x)), x += SwiGLU(RMSNorm(x)).
 class Block final : public Module {
  public:
-  Block(const LlamaConfig& c, DType t)
+  Block(const LlamaConfig& c, int64_t layer, DType t)
       : attention_norm_(c.hidden_size, c.rms_norm_eps, t),
         mlp_norm_(c.hidden_size, c.rms_norm_eps, t),
-        attention_(make_attention(attention_config(c, t))),
+        attention_(make_attention(attention_config(c, layer, t))),
         mlp_(c.hidden_size, c.intermediate_size, t) {}
 
   Var forward(const Var& x_BTD, const AttentionInput& in) const {
@@ -71,7 +76,7 @@ struct Llama::Impl {
         frequencies(rope_frequencies(config)),
         embed_tokens(c.vocab_size, c.hidden_size, t),
         norm(c.hidden_size, c.rms_norm_eps, t) {
-    for (int64_t l = 0; l < c.num_hidden_layers; ++l) blocks.push_back(std::make_unique<Block>(c, t));
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) blocks.push_back(std::make_unique<Block>(c, l, t));
     if (!c.tie_word_embeddings) lm_head = std::make_unique<Linear>(c.hidden_size, c.vocab_size, false, t);
   }
 
@@ -92,6 +97,7 @@ struct Llama::Impl {
   LlamaConfig c;
   DType dtype;
   bool recompute_blocks = false;
+  AttentionProbe* probe = nullptr;
   std::vector<double> frequencies;
   RopeTable rope;
   Embedding embed_tokens;
@@ -102,9 +108,9 @@ struct Llama::Impl {
 
 Llama::Llama(const LlamaConfig& c, DType dtype) {
   c.check();
-  LLATTE_CHECK(!c.mla,
-               "llama: latent attention (RoPE and SVD in the config) cannot be run yet, only converted ",
-               "from one format to another");
+  LLATTE_CHECK(!c.mla || !c.mla->kept.empty(),
+               "llama: which pairs keep RoPE is not known: RoPE.partial_rope_version ",
+               c.mla ? c.mla->rope.partial_rope_version : 0, " needs its scores file, RoPE.qk_tensor_path");
   LLATTE_CHECK(is_float(dtype), "llama: weights are f32, bf16 or f64, not ", name(dtype));
   impl_ = std::make_unique<Impl>(c, dtype);
 }
@@ -113,6 +119,7 @@ Llama::~Llama() = default;
 const LlamaConfig& Llama::config() const { return impl_->c; }
 DType Llama::dtype() const { return impl_->dtype; }
 void Llama::set_recompute(bool each_layer) { impl_->recompute_blocks = each_layer; }
+void Llama::set_probe(AttentionProbe* probe) { impl_->probe = probe; }
 
 void Llama::init(uint64_t seed, double std) {
   params("", [&](const std::string& name, Var& p) {
@@ -135,14 +142,16 @@ Var Llama::hidden(const Tensor& tokens_BT, KvCache* cache) {
   Var x_BTD = impl_->embed_tokens(tokens_BT);
   for (size_t l = 0; l < impl_->blocks.size(); ++l) {
     const Block& block = *impl_->blocks[l];
-    if (cache) x_BTD = block.forward(x_BTD, {rope, pos_T, cache->layers[l].get()});
-    else if (impl_->recompute_blocks)
+    const auto layer = static_cast<int64_t>(l);
+    if (!cache && impl_->recompute_blocks)
       x_BTD = recompute(
-          [&block, rope, pos_T](const Var& x) {
-            return block.forward(x, {rope, pos_T});
+          [&block, rope, pos_T, layer](const Var& x) {
+            return block.forward(x, {rope, pos_T, layer});
           },
           x_BTD);
-    else x_BTD = block.forward(x_BTD, {rope, pos_T});
+    else
+      x_BTD =
+          block.forward(x_BTD, {rope, pos_T, layer, cache ? cache->layers[l].get() : nullptr, impl_->probe});
   }
   LLATTE_SHAPE(x_BTD, tokens_BT.size(0), T, impl_->c.hidden_size);
   return impl_->norm(x_BTD);
@@ -178,12 +187,12 @@ Tensor Llama::losses(const Tensor& tokens_BT, const Tensor& targets_BT) {
   return losses_N;
 }
 
-KvCache Llama::make_cache(int64_t B, int64_t S, std::optional<DType> t) const {
+KvCache Llama::make_cache(int64_t B, int64_t S, std::optional<CacheType> t) const {
   LLATTE_CHECK(B > 0 && S > 0, "llama: a cache needs at least one sequence of one token, got B=", B,
                " S=", S);
   KvCache cache;
   for (const auto& block : impl_->blocks)
-    cache.layers.push_back(block->attention().make_cache(B, S, t.value_or(dtype())));
+    cache.layers.push_back(block->attention().make_cache(B, S, t.value_or(cache_type(dtype()))));
   return cache;
 }
 

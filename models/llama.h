@@ -26,13 +26,29 @@ struct PartialRope {
   std::optional<std::string> qk_tensor_path;
   std::optional<int64_t> n_gqa_group;
 };
+// SVD.method. The numbers are MHA2MLA's; the last two have none and are words on disk.
+enum class SvdMethod {
+  none = 0,          // partial RoPE alone
+  average = 1,       // one latent, its down projection the mean of k's and v's
+  split = 2,         // a latent for k and one for v
+  sqrt_split = 3,    // split, the singular values shared out to both sides
+  sqrt_average = 4,  // average, likewise
+  key_down = 5,      // one latent, k's
+  value_down = 6,    // one latent, v's
+  joint = 7,         // one latent, of k and v stacked
+  only_key,          // a latent for k, v stays whole
+  only_value
+};
 struct LowRank {
-  int64_t method = 0;    // 0 none, 2 split, 7 joint, others: the paper's other initialisations
+  SvdMethod method = SvdMethod::none;
   int64_t low_rank = 0;  // per kv head
 };
+using KeptPairs = std::vector<std::vector<std::vector<int32_t>>>;  // [L][K]: ascending
 struct MlaConfig {
   PartialRope rope;
   LowRank svd;
+  KeptPairs kept;  // pairs that keep RoPE; empty: not known yet (models/partial_rope.h)
+  Tensor scores;   // f32 [L,K,E/2] that they were chosen by; undefined where the version needs none
 };
 
 struct LlamaConfig {
@@ -53,8 +69,20 @@ struct LlamaConfig {
 
 // Exact, without building the model; an Error beyond 10^18.
 int64_t param_count(const LlamaConfig& c);
-// Pairs of each kv head that keep RoPE: all E/2 unless `mla` says otherwise.
+// Pairs of a kv head that keep RoPE (version 6: on average over the heads): all E/2 unless `mla` says
+// otherwise.
 int64_t kept_pairs(const LlamaConfig& c);
+bool is_latent(const LlamaConfig& c);  // some of k and v is factored
+
+// What a layer of latent attention is made of, all kv heads together.
+struct LatentWidths {
+  int64_t kept = 0, lost = 0;      // dims of k with and without RoPE: kept + lost = K E
+  int64_t rank_k = 0, rank_v = 0;  // widths of the latents; 0: not factored
+  bool shared = false;             // k and v read the same latent
+};
+LatentWidths latent_widths(const LlamaConfig& c);
+// Numbers a decoder keeps of a token in one layer.
+int64_t cache_values_per_layer(const LlamaConfig& c);
 // Every parameter by its name on disk, in the order of Llama::params; a tied lm_head is not listed.
 std::vector<std::pair<std::string, Shape>> param_shapes(const LlamaConfig& c);
 
@@ -77,7 +105,8 @@ class Llama : public Module {
 
   const LlamaConfig& config() const;
   DType dtype() const;
-  void set_recompute(bool each_layer);  // recompute blocks in backward: same numbers, less memory
+  void set_recompute(bool each_layer);    // recompute blocks in backward: same numbers, less memory
+  void set_probe(AttentionProbe* probe);  // null: none
 
   // tokens i32 [B,T] -> hidden states after the final norm (B,T,D). With a cache, the tokens come after its
   // contents.
@@ -90,7 +119,7 @@ class Llama : public Module {
   Tensor losses(const Tensor& tokens_BT, const Tensor& targets_BT);
 
   // For B sequences of up to S tokens, kept as `t`, or in the model's dtype.
-  KvCache make_cache(int64_t B, int64_t S, std::optional<DType> t = std::nullopt) const;
+  KvCache make_cache(int64_t B, int64_t S, std::optional<CacheType> t = std::nullopt) const;
   void params(const std::string& prefix,
               const ParamFn& f) override;  // a tied lm_head is listed once, as the embedding
 

@@ -34,8 +34,6 @@ void refuse_foreign(const LlamaConfig& c, const std::string& where) {
   LLATTE_CHECK(!c.qk_norm, where, ": nanotron's Llama has no place for the q_norm and k_norm of Qwen3");
 }
 
-bool is_latent(const LlamaConfig& c) { return c.mla && c.mla->svd.method != 0; }
-
 // "self_attn.q_proj" -> "attn/qkv_proj": a weight within a layer.
 std::string module_in_layer(const std::string& name, bool latent) {
   if (name == "mlp.gate_proj" || name == "mlp.up_proj") return "mlp/gate_up_proj";

@@ -14,20 +14,48 @@ int64_t kept_pairs(const LlamaConfig& c) {
   }
 }
 
+bool is_latent(const LlamaConfig& c) { return c.mla && c.mla->svd.method != SvdMethod::none; }
+
+LatentWidths latent_widths(const LlamaConfig& c) {
+  using enum SvdMethod;
+  const int64_t K = c.num_key_value_heads, E = c.head_dim;
+  LatentWidths w;
+  w.kept = 2 * K * kept_pairs(c), w.lost = K * E - w.kept;
+  if (!is_latent(c)) return w;
+  const SvdMethod m = c.mla->svd.method;
+  const int64_t R = c.mla->svd.low_rank * K;
+  w.rank_k = m == only_value ? 0 : R;
+  w.rank_v = m == only_key ? 0 : R;
+  w.shared = w.rank_k && w.rank_v && m != split && m != sqrt_split;
+  return w;
+}
+
+int64_t cache_values_per_layer(const LlamaConfig& c) {
+  if (!is_latent(c)) return 2 * c.num_key_value_heads * c.head_dim;
+  const LatentWidths w = latent_widths(c);
+  if (w.shared) return w.kept + w.rank_k;
+  return w.kept + (w.rank_k ? w.rank_k : w.lost) + (w.rank_v ? w.rank_v : w.kept + w.lost);
+}
+
 namespace {
 
 using NamedShapes = std::vector<std::pair<std::string, Shape>>;
 
-// Nanotron-era names; W_down_v only where k and v have latents of their own (split).
+// Nanotron-era names. What is not factored is an up projection that reads x itself; what has no rows is not
+// there.
 void add_mla_shapes(const LlamaConfig& c, const std::string& at, NamedShapes& r) {
-  const int64_t D = c.hidden_size, K = c.num_key_value_heads, E = c.head_dim;
-  const int64_t kept = 2 * kept_pairs(c), R = c.mla->svd.low_rank * K;
-  const int64_t method = c.mla->svd.method;
-  r.push_back({at + "W_k_r.weight", {K * kept, D}});
-  r.push_back({at + "W_down_k.weight", {R, D}});
-  if (method == 2 || method == 3) r.push_back({at + "W_down_v.weight", {R, D}});
-  r.push_back({at + "W_up_k.weight", {K * (E - kept), R}});
-  r.push_back({at + "W_up_v.weight", {K * E, R}});
+  const int64_t D = c.hidden_size;
+  const LatentWidths w = latent_widths(c);
+  const auto add = [&](const char* name, int64_t out, int64_t in, bool bias) {
+    if (out == 0) return;
+    r.push_back({at + name + ".weight", {out, in}});
+    if (bias) r.push_back({at + name + ".bias", {out}});
+  };
+  add("W_k_r", w.kept, D, c.qkv_bias);
+  add("W_down_k", w.rank_k, D, false);
+  if (!w.shared) add("W_down_v", w.rank_v, D, false);
+  add("W_up_k", w.lost, w.rank_k ? w.rank_k : D, c.qkv_bias);
+  add("W_up_v", w.kept + w.lost, w.rank_v ? w.rank_v : D, c.qkv_bias);
 }
 
 void add_attention_shapes(const LlamaConfig& c, const std::string& at, NamedShapes& r) {
@@ -37,7 +65,7 @@ void add_attention_shapes(const LlamaConfig& c, const std::string& at, NamedShap
     if (c.qkv_bias) r.push_back({at + name + ".bias", {out}});
   };
   linear("q_proj", H * E);
-  if (c.mla && c.mla->svd.method != 0) {
+  if (is_latent(c)) {
     add_mla_shapes(c, at, r);
   } else {
     linear("k_proj", K * E);

@@ -46,7 +46,8 @@ void check_scaling(const RopeScaling& s) {
 }
 
 void check_mla(const LlamaConfig& c) {
-  const auto& [rope, svd] = *c.mla;
+  const PartialRope& rope = c.mla->rope;
+  const LowRank& svd = c.mla->svd;
   const auto within = [](const char* field, int64_t value, int64_t low, int64_t high) {
     LLATTE_CHECK(low <= value && value <= high, "config: ", field, " is ", value, ", expected ", low, " to ",
                  high);
@@ -60,8 +61,13 @@ void check_mla(const LlamaConfig& c) {
   LLATTE_CHECK(pairs % rope.uniform_step == 0, "config: RoPE.uniform_step ", rope.uniform_step,
                " does not divide the ", pairs, " pairs of a head");
   within("pairs that keep RoPE", kept_pairs(c), 0, pairs);
-  within("SVD.method", svd.method, 0, 7);
-  if (svd.method != 0) within("SVD.low_rank", svd.low_rank, 1, c.hidden_size);
+  if (!is_latent(c)) return;
+  const LatentWidths w = latent_widths(c);
+  within("SVD.low_rank", svd.low_rank, 1, c.hidden_size / c.num_key_value_heads);
+  LLATTE_CHECK(w.lost > 0 || w.rank_k == 0, "config: RoPE is kept on all ", pairs,
+               " pairs of a head, so SVD has",
+               " nothing of k to factor; keep fewer pairs, or use SVD.method only_value");
+  LLATTE_CHECK(!c.qk_norm, "config: SVD cannot factor k behind a q/k norm (Qwen3); use SVD.method 0");
 }
 
 }  // namespace

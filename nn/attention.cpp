@@ -11,4 +11,14 @@ std::unique_ptr<Attention> make_attention(const AttentionConfig& c) {
   LLATTE_FAIL("attention: unknown kind '", c.kind, "'; have gqa");
 }
 
+Tensor rope_pairs(const AttentionConfig& c, int64_t heads) {
+  if (c.kept_pairs.empty()) return {};
+  const int64_t F = c.E / 2, G = heads / c.K;
+  std::vector<int32_t> pairs(static_cast<size_t>(heads * F), -1);
+  for (int64_t h = 0; h < heads; ++h)
+    for (const int32_t j : c.kept_pairs[static_cast<size_t>(h / G)])
+      pairs[static_cast<size_t>(h * F + j)] = j;
+  return Tensor::from(pairs, {heads, F});
+}
+
 }  // namespace llatte

@@ -5,8 +5,15 @@
 #include <cstdint>
 #include <memory>
 #include <vector>
+#include "tensor/dtype.h"
 
 namespace llatte {
+
+// How a cache keeps its numbers. int8, int4: quantised, each token in groups with a scale.
+enum class CacheType { f32, bf16, f64, int8, int4 };
+inline CacheType cache_type(DType t) {
+  return t == DType::bf16 ? CacheType::bf16 : t == DType::f64 ? CacheType::f64 : CacheType::f32;
+}
 
 class LayerCache {
  public:

@@ -3,8 +3,22 @@
 
 namespace llatte {
 
-GqaCache::GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, DType t)
-    : k_BSKE_(Tensor::empty({B, S, K, E}, t)), v_BSKE_(Tensor::empty({B, S, K, E}, t)) {}
+namespace {
+
+DType dtype_of_cache(CacheType t) {
+  switch (t) {
+    case CacheType::f32: return DType::f32;
+    case CacheType::bf16: return DType::bf16;
+    case CacheType::f64: return DType::f64;
+    default: LLATTE_FAIL("kv cache: keys and values are kept as f32, bf16 or f64");
+  }
+}
+
+}  // namespace
+
+GqaCache::GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, CacheType t)
+    : k_BSKE_(Tensor::empty({B, S, K, E}, dtype_of_cache(t))),
+      v_BSKE_(Tensor::empty({B, S, K, E}, dtype_of_cache(t))) {}
 
 void GqaCache::truncate(int64_t length) {
   LLATTE_CHECK(0 <= length && length <= length_, "kv cache: cannot truncate ", length_, " tokens to ",

@@ -8,7 +8,7 @@ namespace llatte {
 
 class GqaCache final : public LayerCache {
  public:
-  GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, DType t);
+  GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, CacheType t);
   int64_t length() const override { return length_; }
   int64_t capacity() const override { return k_BSKE_.size(1); }
   void truncate(int64_t length) override;

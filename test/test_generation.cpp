@@ -163,7 +163,7 @@ TEST_CASE("a session runs only what is new, and says what a fresh one would") {
 TEST_CASE("a bf16 cache is half the size and nearly the same") {
   const auto model = tiny();
   const NoGrad off;
-  KvCache f32 = model->make_cache(1, 8), bf16 = model->make_cache(1, 8, DType::bf16);
+  KvCache f32 = model->make_cache(1, 8), bf16 = model->make_cache(1, 8, CacheType::bf16);
   CHECK(2 * bf16.bytes_per_token() == f32.bytes_per_token());
   const Tensor ids = Tensor::from(kPrompt, {1, 4});
   const auto a = model->hidden(ids, &f32).value.to_vector<float>();
@@ -173,6 +173,6 @@ TEST_CASE("a bf16 cache is half the size and nearly the same") {
   // about 2^-9 of their size, and two layers pass it on to states of size 1: within 2^-5 unless something is
   // wrong.
   for (size_t i = 0; i < a.size(); ++i) CHECK(std::abs(a[i] - b[i]) <= 0.03f);
-  Session session(*model, DType::bf16);
+  Session session(*model, CacheType::bf16);
   CHECK(session.generate(kPrompt, greedy(4)).cache_bytes_per_token == bf16.bytes_per_token());
 }

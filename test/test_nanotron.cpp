@@ -400,8 +400,9 @@ TEST_CASE("model_config.json that does not fit is refused") {
             "model_config.json describes "));
   CHECK(has(with({{"rope_interleaved", true}}), "rope_interleaved true is not supported"));
   CHECK(has(with({{"model_type", "qwen2"}}), "no place for the q, k, v biases of Qwen2"));
-  CHECK(
-      has(with({{"SVD", {{"method", 7}, {"low_rank", 2}}}}), "decoder/0/pp_block/attn/qkv_proj is not part"));
+  CHECK(has(with({{"SVD", {{"method", 7}, {"low_rank", 2}}},
+                  {"RoPE", {{"partial_rope_version", 1}, {"top_k_rope_dim", 1}}}}),
+            "decoder/0/pp_block/attn/qkv_proj is not part"));
   CHECK(has(error_of([] { open_nanotron("test/fixtures/tiny-llama/tied"); }),
             "tied is no nanotron checkpoint: it has neither latest.txt nor model_config.json"));
 }
