@@ -78,8 +78,11 @@ void add_options(CLI::App& cli, Options& o) {
       ->required();
   cli.add_option("DST", o.target, "new folder or .gguf file")->required();
   cli.add_option("SETTINGS", o.settings, "key.path=value: how to change the attention");
-  cli.add_option("--to", o.to, "hf, nanotron or gguf (default: gguf if DST ends in .gguf, else hf)")
-      ->check(CLI::IsMember({"hf", "nanotron", "gguf"}));
+  cli.add_option("--to", o.to,
+                 "hf, hf-current (MLA in MHA2MLA's current layout), nanotron or gguf (default: gguf if DST "
+                 "ends in .gguf, "
+                 "else hf)")
+      ->check(CLI::IsMember({"hf", "hf-current", "nanotron", "gguf"}));
   cli.add_option("--dtype", o.dtype,
                  "f32 or bf16, for gguf also f16 and q8_0 (default: bf16 from bf16, else f32)")
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8_0"}));

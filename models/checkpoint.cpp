@@ -6,6 +6,7 @@
 #include "models/gguf.h"
 #include "models/hf.h"
 #include "models/nanotron.h"
+#include "models/partial_rope.h"
 
 namespace llatte {
 namespace {
@@ -29,8 +30,8 @@ GgufType gguf_type(const std::string& dtype) {
 }
 
 void check_target(const std::string& format, const std::string& dtype) {
-  LLATTE_CHECK(format == "hf" || format == "nanotron" || format == "gguf", "cannot write format '", format,
-               "'; have hf, nanotron, gguf");
+  const bool known = format == "hf" || format == "hf-current" || format == "nanotron" || format == "gguf";
+  LLATTE_CHECK(known, "cannot write format '", format, "'; have hf, hf-current, nanotron, gguf");
   const bool wide = dtype == "f32" || dtype == "bf16", gguf_only = dtype == "f16" || dtype == "q8_0";
   LLATTE_CHECK(wide || (gguf_only && format == "gguf"), "cannot write ", format, " in dtype '", dtype,
                "'; have ", format == "gguf" ? "f32, bf16, f16, q8_0" : "f32, bf16");
@@ -65,6 +66,7 @@ Checkpoint open_checkpoint(const fs::path& path) {
 }
 
 std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype) {
+  require_pairs(checkpoint.config, checkpoint.path.string());
   auto model = std::make_unique<Llama>(checkpoint.config, dtype);
   model->params("", [&](const std::string& name, Var& p) {
     const Shape shape = p.shape();
@@ -84,18 +86,19 @@ void save_checkpoint(const fs::path& path, const Checkpoint& checkpoint, const s
   const DType t = dtype == "bf16" ? DType::bf16 : DType::f32;
   NewFolder folder(path);
   if (format == "hf") save_hf(folder.path(), checkpoint, t);
+  else if (format == "hf-current") save_hf(folder.path(), checkpoint, t, MlaLayout::current);
   else save_nanotron(folder.path(), checkpoint, t);
   folder.publish();
 }
 
-void check_weights(const LlamaConfig& config, const std::vector<std::pair<std::string, Shape>>& found,
+void check_weights(const LlamaConfig& config, const NamedShapes& wanted, const NamedShapes& found,
                    const std::string& where) {
   std::string complaints;
   const auto complain = [&](const auto&... parts) {
     complaints += (complaints.empty() ? "" : "; ") + str(parts...);
   };
   std::map<std::string, Shape> left(found.begin(), found.end());
-  for (const auto& [name, shape] : param_shapes(config)) {
+  for (const auto& [name, shape] : wanted) {
     const auto f = left.find(name);
     if (f == left.end()) {
       complain(name, " is missing");

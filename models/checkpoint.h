@@ -42,13 +42,16 @@ Checkpoint open_checkpoint(const std::filesystem::path& path);
 // The model itself, weights cast to `dtype`.
 std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype);
 
-// Writes `checkpoint` as a new folder (hf, nanotron) or file (gguf), weights in f32 or bf16, for gguf also
-// f16 or q8_0. Nothing may be at `path` yet; it appears whole, by one rename, or not at all.
+// Writes `checkpoint` as a new folder (hf, hf-current: MLA in MHA2MLA's current layout, nanotron) or file
+// (gguf), weights in f32 or bf16, for gguf also f16 or q8_0. Nothing may be at `path` yet; it appears whole,
+// by one rename, or not at all.
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,
                      const std::string& format, const std::string& dtype);
 
 // For the readers of each format: one Error that lists every missing, surplus and wrongly shaped tensor.
-void check_weights(const LlamaConfig& config, const std::vector<std::pair<std::string, Shape>>& found,
+// `wanted`: param_shapes(config), or what a layout makes of them.
+using NamedShapes = std::vector<std::pair<std::string, Shape>>;
+void check_weights(const LlamaConfig& config, const NamedShapes& wanted, const NamedShapes& found,
                    const std::string& where);
 
 }  // namespace llatte

@@ -177,7 +177,7 @@ void check_tensors(const GgufFile& f, const LlamaConfig& c) {
     const auto known = hf.find(name);
     found.emplace_back(known == hf.end() ? printable(name) : known->second, t.shape);
   }
-  check_weights(c, found, f.path().string());
+  check_weights(c, param_shapes(c), found, f.path().string());
 }
 
 // ---- out -------------------------------------------------------------------------------------------------

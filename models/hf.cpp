@@ -7,6 +7,9 @@
 #include "data/json.h"
 #include "data/safetensors.h"
 #include "data/tokenizer.h"
+#include "models/json_fields.h"
+#include "models/mla_layouts.h"
+#include "models/modeling_llatte.h"
 #include "models/partial_rope.h"
 
 namespace llatte {
@@ -60,6 +63,18 @@ std::string read_chat_template(const std::filesystem::path& folder) {
   return "";
 }
 
+bool is_current_layout(const std::filesystem::path& folder) {
+  const std::string file = (folder / "config.json").string();
+  const json object = read_json(file);
+  return has_mha2mla(Fields(object, file));
+}
+
+void write_mla_files(const std::filesystem::path& folder, const LlamaConfig& c, MlaLayout layout) {
+  if (!c.mla || c.mla->kept.empty()) return;
+  if (chooses_by_score(c.mla->rope)) write_qk_scores(folder / kQkTensorFile, c);
+  if (layout == MlaLayout::canonical) write_file_atomic(folder / "modeling_llatte.py", modeling_llatte());
+}
+
 // What transformers needs beside tokenizer.json.
 void write_tokenizer_config(const std::filesystem::path& file, const Checkpoint& c) {
   const Tokenizer tokenizer = Tokenizer::parse(c.tokenizer_json, c.path.string() + ": tokenizer");
@@ -88,12 +103,21 @@ Checkpoint open_hf(const std::filesystem::path& folder) {
   const SafetensorsFile file = SafetensorsFile::open_folder(folder);
   check_plausible(c.config, file, folder);
   resolve_pairs(c.config, folder);
-  check_weights(c.config, model_tensors(file, c.config), folder.string());
+  const bool current = c.config.mla && is_current_layout(folder);
+  if (current) require_pairs(c.config, folder.string());
+  check_weights(c.config, current ? current_shapes(c.config) : param_shapes(c.config),
+                model_tensors(file, c.config), folder.string());
   for (const auto& [name, shape] : param_shapes(c.config)) {
-    const SafetensorsEntry& e = file.entries().at(name);
-    c.weights.push_back({name, {e.dtype, shape, static_cast<int64_t>(e.bytes)}});
+    const SafetensorsEntry& e =
+        file.entries().at(current ? canonical_from_current(c.config, name).sources[0] : name);
+    const auto element = static_cast<int64_t>(e.bytes) / numel_of(e.shape);
+    c.weights.push_back({name, {e.dtype, shape, numel_of(shape) * element}});
   }
-  c.read = [file](const std::string& name, DType t) { return file.read(name, t); };
+  c.read = [file, current, config = c.config](const std::string& name, DType t) {
+    if (!current) return file.read(name, t);
+    return read_rows(canonical_from_current(config, name),
+                     [&](const auto& one) { return file.read(one, t); });
+  };
   read_tokenizer_files(folder, c);
   return c;
 }
@@ -120,14 +144,25 @@ void save_hf(const std::filesystem::path& folder, Llama& model,
       "", [&](const std::string& name, Var& p) { tensors.emplace_back(name, get ? get(name, p) : p.value); });
   write_safetensors(folder / "model.safetensors", tensors);
   write_hf_config(folder / "config.json", model.config(), tensors.front().second.dtype());
+  write_mla_files(folder, model.config(), MlaLayout::canonical);
 }
 
-void save_hf(const std::filesystem::path& folder, const Checkpoint& checkpoint, DType dtype) {
+void save_hf(const std::filesystem::path& folder, const Checkpoint& checkpoint, DType dtype,
+             MlaLayout layout) {
+  const bool current = layout == MlaLayout::current;
+  const LlamaConfig& c = checkpoint.config;
+  LLATTE_CHECK(!current || c.mla, checkpoint.path.string(),
+               ": this model has no latent attention, MHA2MLA's current layout is for those; write --to hf");
+  if (current) require_pairs(c, checkpoint.path.string());
+  write_hf_config(folder / "config.json", c, dtype, layout);
+  const auto read = [&](const std::string& name) { return checkpoint.read(name, dtype); };
   std::vector<TensorSource> tensors;
-  for (const auto& [name, info] : checkpoint.weights)
-    tensors.push_back({name, dtype, info.shape, [&, name = name] { return checkpoint.read(name, dtype); }});
+  for (const auto& [name, shape] : current ? current_shapes(c) : param_shapes(c))
+    tensors.push_back({name, dtype, shape, [&, name = name] {
+                         return current ? read_rows(current_from_canonical(c, name), read) : read(name);
+                       }});
   write_safetensors(folder / "model.safetensors", tensors);
-  write_hf_config(folder / "config.json", checkpoint.config, dtype);
+  write_mla_files(folder, c, layout);
   write_tokenizer_files(folder, checkpoint);
 }
 

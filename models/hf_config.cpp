@@ -3,11 +3,14 @@
 #include "data/files.h"
 #include "models/hf.h"
 #include "models/json_fields.h"
+#include "models/mla_layouts.h"
+#include "models/partial_rope.h"
 
 namespace llatte {
 namespace {
 
 using json = nlohmann::json;
+using ordered = nlohmann::ordered_json;
 
 enum class Family { llama, qwen2, qwen3 };
 
@@ -37,7 +40,6 @@ void refuse_unsupported(const Fields& f) {
   LLATTE_CHECK(rotary == 1, f.where(), ": partial_rotary_factor ", rotary, " is not supported, only 1");
   LLATTE_CHECK(!f.has("quantization_config"), f.where(),
                ": quantization_config is not supported; save the model in f32, f16 or bf16");
-  LLATTE_CHECK(!f.has("mha2mla"), f.where(), ": mha2mla is not supported; have RoPE and SVD, its older form");
 }
 
 SvdMethod svd_method(const Fields& s) {
@@ -51,19 +53,42 @@ SvdMethod svd_method(const Fields& s) {
   return static_cast<SvdMethod>(number);
 }
 
-// MHA2MLA's two steps, each absent when the model did not take it.
+// RoPE.kept_pairs [L][K], which we write for programs that would rather not choose the pairs themselves.
+KeptPairs kept_pairs_of(const Fields& r) {
+  if (!r.has("kept_pairs")) return {};
+  try {
+    return r.at("kept_pairs").get<KeptPairs>();
+  } catch (const json::exception&) {
+    LLATTE_FAIL(r.where(), ": kept_pairs must be a list, by layer and kv head, of lists of pairs");
+  }
+}
+
+PartialRope read_partial_rope(const Fields& r) {
+  PartialRope p;
+  p.partial_rope_version = r.integer("partial_rope_version", 0);
+  p.top_k_rope_dim = r.integer("top_k_rope_dim", 0);
+  p.last_k_rope_dim = r.integer("last_k_rope_dim", 0);
+  p.uniform_start_point = r.integer("uniform_start_point", 0);
+  p.uniform_step = r.integer("uniform_step", 1);
+  if (r.has("qk_tensor_path")) p.qk_tensor_path = r.text("qk_tensor_path", "");
+  if (r.has("n_gqa_group")) p.n_gqa_group = r.integer("n_gqa_group");
+  return p;
+}
+
+// MHA2MLA's two steps, each absent when the model did not take it, in either of its layouts.
 void read_mla(const Fields& f, LlamaConfig& c) {
+  if (has_mha2mla(f)) {
+    LLATTE_CHECK(!f.has("RoPE") && !f.has("SVD"), f.where(),
+                 ": mha2mla and RoPE or SVD say the same; keep one");
+    c.mla = read_mha2mla(Fields(f.at("mha2mla"), f.where() + ": mha2mla"), c);
+    return;
+  }
   if (!f.has("RoPE") && !f.has("SVD")) return;
   MlaConfig m;
   if (f.has("RoPE")) {
     const Fields r(f.at("RoPE"), f.where() + ": RoPE");
-    m.rope.partial_rope_version = r.integer("partial_rope_version", 0);
-    m.rope.top_k_rope_dim = r.integer("top_k_rope_dim", 0);
-    m.rope.last_k_rope_dim = r.integer("last_k_rope_dim", 0);
-    m.rope.uniform_start_point = r.integer("uniform_start_point", 0);
-    m.rope.uniform_step = r.integer("uniform_step", 1);
-    if (r.has("qk_tensor_path")) m.rope.qk_tensor_path = r.text("qk_tensor_path", "");
-    if (r.has("n_gqa_group")) m.rope.n_gqa_group = r.integer("n_gqa_group");
+    m.rope = read_partial_rope(r);
+    m.kept = kept_pairs_of(r);
   }
   if (f.has("SVD")) {
     const Fields s(f.at("SVD"), f.where() + ": SVD");
@@ -121,20 +146,44 @@ void read_token_ids(const Fields& f, LlamaConfig& c) {
   if (eos.size() > 1) c.more_eos_token_ids.assign(eos.begin() + 1, eos.end());
 }
 
-void add_mla(const MlaConfig& m, nlohmann::ordered_json& j) {
-  auto& r = j["RoPE"];
+ordered method_on_disk(SvdMethod m) {
+  if (m == SvdMethod::only_key) return "only_key";
+  if (m == SvdMethod::only_value) return "only_value";
+  return static_cast<int>(m);
+}
+
+// transformers takes the classes of modeling_llatte.py, which lies beside the weights and needs the pairs.
+void add_auto_map(const std::string& family, ordered& j) {
+  j["auto_map"] = {{"AutoConfig", "modeling_llatte.Llatte" + family + "Config"},
+                   {"AutoModelForCausalLM", "modeling_llatte.Llatte" + family + "ForCausalLM"}};
+}
+
+void add_mla(const MlaConfig& m, ordered& j) {
+  ordered& r = j["RoPE"];
   r["partial_rope_version"] = m.rope.partial_rope_version;
   r["top_k_rope_dim"] = m.rope.top_k_rope_dim;
   r["last_k_rope_dim"] = m.rope.last_k_rope_dim;
   r["uniform_start_point"] = m.rope.uniform_start_point;
   r["uniform_step"] = m.rope.uniform_step;
   r["qk_tensor_path"] = nullptr;
-  if (m.rope.qk_tensor_path) r["qk_tensor_path"] = *m.rope.qk_tensor_path;
+  if (chooses_by_score(m.rope)) r["qk_tensor_path"] = kQkTensorFile;
   if (m.rope.n_gqa_group) r["n_gqa_group"] = *m.rope.n_gqa_group;
-  if (m.svd.method == SvdMethod::only_key) j["SVD"]["method"] = "only_key";
-  else if (m.svd.method == SvdMethod::only_value) j["SVD"]["method"] = "only_value";
-  else j["SVD"]["method"] = static_cast<int>(m.svd.method);
-  j["SVD"]["low_rank"] = m.svd.low_rank;
+  if (!m.kept.empty()) r["kept_pairs"] = m.kept;
+  j["SVD"] = {{"method", method_on_disk(m.svd.method)}, {"low_rank", m.svd.low_rank}};
+}
+
+// As dump(2), but the pairs of a head on one line: they can be thousands.
+std::string text_of(ordered j) {
+  const std::string place = "@kept_pairs@";
+  std::string pairs;
+  if (j.contains("RoPE") && j["RoPE"].contains("kept_pairs")) {
+    pairs = j["RoPE"]["kept_pairs"].dump();
+    j["RoPE"]["kept_pairs"] = place;
+  }
+  std::string text = j.dump(2) + "\n";
+  if (const size_t at = text.find('"' + place + '"'); at != text.npos)
+    text.replace(at, place.size() + 2, pairs);
+  return text;
 }
 
 const char* torch_name(DType t) {
@@ -165,10 +214,10 @@ LlamaConfig read_hf_config(const std::filesystem::path& file) {
   return c;
 }
 
-std::string hf_config(const LlamaConfig& c, DType dtype) {
-  const char* family = c.qkv_bias ? "Qwen2" : c.qk_norm ? "Qwen3" : "Llama";
-  nlohmann::ordered_json j;
-  j["architectures"] = {std::string(family) + "ForCausalLM"};
+std::string hf_config(const LlamaConfig& c, DType dtype, MlaLayout layout) {
+  const std::string family = c.qkv_bias ? "Qwen2" : c.qk_norm ? "Qwen3" : "Llama";
+  ordered j;
+  j["architectures"] = {family + "ForCausalLM"};
   j["model_type"] = c.qkv_bias ? "qwen2" : c.qk_norm ? "qwen3" : "llama";
   j["hidden_size"] = c.hidden_size;
   j["intermediate_size"] = c.intermediate_size;
@@ -187,7 +236,9 @@ std::string hf_config(const LlamaConfig& c, DType dtype) {
                          {"low_freq_factor", s->low_freq_factor},
                          {"high_freq_factor", s->high_freq_factor},
                          {"original_max_position_embeddings", s->original_max_position_embeddings}};
-  if (c.mla) add_mla(*c.mla, j);
+  if (c.mla && layout == MlaLayout::current) j["mha2mla"] = mha2mla_object(c);
+  else if (c.mla) add_mla(*c.mla, j);
+  if (c.mla && layout == MlaLayout::canonical && !c.mla->kept.empty()) add_auto_map(family, j);
   j["hidden_act"] = "silu";
   if (!c.qkv_bias) j["attention_bias"] = false;  // Qwen2's biases are part of its architecture
   if (!c.qkv_bias && !c.qk_norm) j["mlp_bias"] = false;
@@ -203,13 +254,13 @@ std::string hf_config(const LlamaConfig& c, DType dtype) {
   if (c.pad_token_id) j["pad_token_id"] = *c.pad_token_id;
   j["torch_dtype"] = torch_name(dtype);
   j["use_cache"] = true;
-  return j.dump(2) + "\n";
+  return text_of(j);
 }
 
-void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype) {
+void write_hf_config(const std::filesystem::path& file, const LlamaConfig& c, DType dtype, MlaLayout layout) {
   LLATTE_CHECK(!(c.qkv_bias && c.qk_norm), file.string(),
                ": no Hugging Face architecture has both q, k, v biases and q/k norms");
-  write_file_atomic(file, hf_config(c, dtype));
+  write_file_atomic(file, hf_config(c, dtype, layout));
 }
 
 }  // namespace llatte

@@ -9,6 +9,7 @@
 #include "data/json.h"
 #include "data/sharded_tensor.h"
 #include "models/hf.h"
+#include "models/partial_rope.h"
 
 namespace llatte {
 namespace {
@@ -267,6 +268,7 @@ ordered model_config(const LlamaConfig& c, DType dtype) {
   j["is_llama_config"] = true;
   j["rope_interleaved"] = false;
   copy("RoPE", "SVD");
+  if (c.mla) j["RoPE"].erase("kept_pairs");  // ours alone
   return j;
 }
 
@@ -361,6 +363,8 @@ void write_parameter(const fs::path& model, const Parameter& p, const Checkpoint
 
 void write_step(const fs::path& folder, const Checkpoint& c, DType dtype, int64_t step) {
   for (const Parameter& p : parameters_of(c.config)) write_parameter(folder / "model/model", p, c, dtype);
+  if (c.config.mla && !c.config.mla->kept.empty() && chooses_by_score(c.config.mla->rope))
+    write_qk_scores(folder / kQkTensorFile, c.config);
   write_file_atomic(folder / "model_config.json", model_config(c.config, dtype).dump());
   write_file_atomic(folder / "config.yaml", yaml_of(training_config(c, dtype, step)));
   write_file_atomic(folder / "checkpoint_metadata.json", checkpoint_metadata(step).dump(2) + "\n");
@@ -392,6 +396,7 @@ Checkpoint open_nanotron(const fs::path& folder) {
   c.format = "nanotron", c.path = step_folder(folder);
   c.config = read_hf_config(c.path / "model_config.json");
   refuse_foreign(c.config, c.path.string());
+  resolve_pairs(c.config, c.path);
   const Tensors tensors = open_tensors(c.path / "model/model");
   check_plausible(c.config, tensors, c.path.string());
   const std::vector<Parameter> parameters = parameters_of(c.config);

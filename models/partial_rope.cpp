@@ -65,6 +65,48 @@ void check_scores(const Tensor& scores, const LlamaConfig& c, const std::string&
     LLATTE_CHECK(x == x, where, ": `scores` holds NaN; make the file anew with calibrate");
 }
 
+std::optional<std::filesystem::path> scores_file(const PartialRope& r, const std::filesystem::path& folder) {
+  for (const std::string& name : {r.qk_tensor_path.value_or(""), std::string(kQkTensorFile)})
+    if (!name.empty() && std::filesystem::is_regular_file(folder / name)) return folder / name;
+  return std::nullopt;
+}
+
+// f32 [L,K,F]: 1 for the pairs kept, 0 for the others.
+Tensor indicator(const LlamaConfig& c) {
+  const int64_t L = c.num_hidden_layers, K = c.num_key_value_heads, F = c.head_dim / 2;
+  const KeptPairs& kept = c.mla->kept;
+  std::vector<float> scores(static_cast<size_t>(L * K * F));
+  LLATTE_CHECK(static_cast<int64_t>(kept.size()) == L, "RoPE.kept_pairs: ", kept.size(), " layers, expected ",
+               L);
+  for (int64_t l = 0; l < L; ++l) {
+    const auto& heads = kept[static_cast<size_t>(l)];
+    LLATTE_CHECK(static_cast<int64_t>(heads.size()) == K, "RoPE.kept_pairs: ", heads.size(),
+                 " kv heads in layer ", l, ", expected ", K);
+    for (int64_t k = 0; k < K; ++k)
+      for (const int32_t j : heads[static_cast<size_t>(k)]) {
+        LLATTE_CHECK(0 <= j && j < F, "RoPE.kept_pairs: pair ", j, " in layer ", l, ", expected 0 to ",
+                     F - 1);
+        scores[static_cast<size_t>((l * K + k) * F + j)] = 1;
+      }
+  }
+  return Tensor::from(scores, {L, K, F});
+}
+
+// Of each pair among those of its head, 0 the highest; one byte each.
+std::string descending_rank(const Tensor& scores_LKF) {
+  const auto scores = scores_LKF.to(DType::f64).to_vector<double>();
+  const auto F = static_cast<size_t>(scores_LKF.size(2));
+  std::string rank(scores.size(), '\0');
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const size_t head = i / F * F;
+    size_t better = 0;
+    for (size_t j = head; j < head + F; ++j)
+      better += scores[j] > scores[i] || (scores[j] == scores[i] && j < i);
+    rank[i] = static_cast<char>(std::min<size_t>(better, 255));
+  }
+  return rank;
+}
+
 }  // namespace
 
 bool chooses_by_score(const PartialRope& rope) {
@@ -100,17 +142,31 @@ Tensor read_qk_scores(const std::filesystem::path& file, const LlamaConfig& c) {
 
 void resolve_pairs(LlamaConfig& c, const std::filesystem::path& folder) {
   if (!c.mla) return;
-  if (!chooses_by_score(c.mla->rope)) {
-    c.mla->kept = choose_pairs(c);
-    return;
+  const KeptPairs given = c.mla->kept;
+  if (!chooses_by_score(c.mla->rope)) c.mla->kept = choose_pairs(c);
+  else if (const auto file = scores_file(c.mla->rope, folder)) {
+    c.mla->scores = read_qk_scores(*file, c);
+    c.mla->kept = choose_pairs(c, c.mla->scores);
+  } else if (!given.empty()) {
+    c.mla->kept = choose_pairs(c, indicator(c));  // itself, if it is a choice the version can make
   }
-  for (const std::string& name :
-       {c.mla->rope.qk_tensor_path.value_or(""), std::string("qk_tensor.safetensors")})
-    if (!name.empty() && std::filesystem::is_regular_file(folder / name)) {
-      c.mla->scores = read_qk_scores(folder / name, c);
-      c.mla->kept = choose_pairs(c, c.mla->scores);
-      return;
-    }
+  LLATTE_CHECK(given.empty() || given == c.mla->kept, folder.string(),
+               ": RoPE.kept_pairs in config.json are not the pairs that RoPE.partial_rope_version ",
+               c.mla->rope.partial_rope_version, " keeps; remove kept_pairs or restore the other fields");
+}
+
+void require_pairs(const LlamaConfig& c, const std::string& where) {
+  if (!c.mla || !c.mla->kept.empty()) return;
+  LLATTE_FAIL(where, ": ", kQkTensorFile, " is missing, with the scores by which RoPE.partial_rope_version ",
+              c.mla->rope.partial_rope_version,
+              " keeps pairs; copy it there, or make it with calibrate from the model before conversion");
+}
+
+void write_qk_scores(const std::filesystem::path& file, const LlamaConfig& c) {
+  const Tensor scores = (c.mla->scores.defined() ? c.mla->scores : indicator(c)).to(DType::f32).contiguous();
+  const std::string numbers(static_cast<const char*>(scores.raw()), scores.bytes());
+  write_safetensors_raw(file, {{"scores", "F32", scores.shape(), numbers},
+                               {"rank", "U8", scores.shape(), descending_rank(scores)}});
 }
 
 }  // namespace llatte

@@ -15,11 +15,18 @@ bool chooses_by_score(const PartialRope& rope);
 KeptPairs choose_pairs(const LlamaConfig& c, const Tensor& scores_LKF = {});
 
 // Fills c.mla->kept, and c.mla->scores where the version needs them: from RoPE.qk_tensor_path, seen from
-// `folder`, or from qk_tensor.safetensors in it. Where neither is there, the pairs stay unknown.
+// `folder`, or from qk_tensor.safetensors in it. Where neither is there, the pairs stay as config.json gave
+// them, or unknown. Pairs that config.json gave must be those.
 void resolve_pairs(LlamaConfig& c, const std::filesystem::path& folder);
+// Throws, saying which file is missing, if the model needs pairs that are not known.
+void require_pairs(const LlamaConfig& c, const std::string& where);
 
 // `scores` of a file from `calibrate` (or MHA2MLA's qk_tensor), f32 [L,K,F]; made for another model: an
 // Error.
 Tensor read_qk_scores(const std::filesystem::path& file, const LlamaConfig& c);
+// The file that lies beside config.json: c.mla->scores and their descending `rank`, u8 [L,K,F]. Where only
+// the pairs are known, scores that lead to them: 1 for those kept, 0 for the others.
+constexpr const char* kQkTensorFile = "qk_tensor.safetensors";
+void write_qk_scores(const std::filesystem::path& file, const LlamaConfig& c);
 
 }  // namespace llatte
