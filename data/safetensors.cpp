@@ -365,11 +365,26 @@ int rank_of(DType t) {
   return rank_of(std::string(names[static_cast<int>(t)]));
 }
 
+void add_raw(std::vector<Item>& items, const std::vector<RawTensor>& tensors, const fs::path& file) {
+  for (const RawTensor& t : tensors) {
+    const int rank = rank_of(t.dtype);
+    LLATTE_CHECK(rank >= 0, "cannot write ", file.string(), ": tensor '", t.name, "' has the unknown dtype '",
+                 t.dtype, "'");
+    const size_t bytes = static_cast<size_t>(numel_of(t.shape)) * kDTypes[rank].bytes;
+    LLATTE_CHECK(bytes == t.data.size(), "cannot write ", file.string(), ": tensor '", t.name, "' needs ",
+                 bytes, " bytes, got ", t.data.size());
+    const auto put = [&](AtomicFile& out) { out.write(t.data); };
+    items.push_back({&t.name, rank, &t.shape, bytes, put});
+  }
+}
+
 }  // namespace
 
 void write_safetensors(const fs::path& file, const std::vector<TensorSource>& tensors,
-                       const std::map<std::string, std::string>& metadata, const char* format) {
+                       const std::map<std::string, std::string>& metadata, const char* format,
+                       const std::vector<RawTensor>& raw) {
   std::vector<Item> items;
+  add_raw(items, raw, file);
   for (const TensorSource& s : tensors) {
     const auto put = [&](AtomicFile& out) {
       const Tensor t = s.get().contiguous();
@@ -398,16 +413,7 @@ void write_safetensors(const fs::path& file, const std::vector<std::pair<std::st
 void write_safetensors_raw(const fs::path& file, const std::vector<RawTensor>& tensors,
                            const std::map<std::string, std::string>& metadata) {
   std::vector<Item> items;
-  for (const RawTensor& t : tensors) {
-    const int rank = rank_of(t.dtype);
-    LLATTE_CHECK(rank >= 0, "cannot write ", file.string(), ": tensor '", t.name, "' has the unknown dtype '",
-                 t.dtype, "'");
-    const size_t bytes = static_cast<size_t>(numel_of(t.shape)) * kDTypes[rank].bytes;
-    LLATTE_CHECK(bytes == t.data.size(), "cannot write ", file.string(), ": tensor '", t.name, "' needs ",
-                 bytes, " bytes, got ", t.data.size());
-    const auto put = [&](AtomicFile& out) { out.write(t.data); };
-    items.push_back({&t.name, rank, &t.shape, bytes, put});
-  }
+  add_raw(items, tensors, file);
   write_items(file, std::move(items), metadata);
 }
 

@@ -63,16 +63,16 @@ struct TensorSource {
   Shape shape;
   std::function<Tensor()> get;  // on the CPU, of that dtype and shape
 };
-// `format` is the metadata's entry of that name; null: none, for readers that accept no entry but theirs.
-void write_safetensors(const std::filesystem::path& file, const std::vector<TensorSource>& tensors,
-                       const std::map<std::string, std::string>& metadata = {}, const char* format = "pt");
-
-// The same for types a Tensor cannot have (U8, F16, ...): `data` is little-endian, row-major.
+// For types a Tensor cannot have (U8, F16, ...): `data` is little-endian, row-major.
 struct RawTensor {
   std::string name, dtype;
   Shape shape;
   std::string data;
 };
+// `format` is the metadata's entry of that name; null: none, for readers that accept no entry but theirs.
+void write_safetensors(const std::filesystem::path& file, const std::vector<TensorSource>& tensors,
+                       const std::map<std::string, std::string>& metadata = {}, const char* format = "pt",
+                       const std::vector<RawTensor>& raw = {});
 void write_safetensors_raw(const std::filesystem::path& file, const std::vector<RawTensor>& tensors,
                            const std::map<std::string, std::string>& metadata = {});
 
