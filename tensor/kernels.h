@@ -131,6 +131,12 @@ LLATTE_KERNEL(swiglu_bwd, const Tensor& dy, const Tensor& gate, const Tensor& up
 LLATTE_KERNEL(softmax_fwd, const Tensor& x, Tensor& y)
 LLATTE_KERNEL(softmax_bwd, const Tensor& dy, const Tensor& y, Tensor& dx)
 
+// ---- one head's attention as a matrix, for calibration ------------------------------------------ causal_softmax.cpp
+// f32, f64. Row s of p_TT = softmax over t <= s of scale * z_TT, 0 beyond; p may be z.
+// dz_st = w (dp - sum_t w dp) * scale with w = (1 - mix) p + mix / (s + 1), 0 beyond; mix 0: the gradient of z.
+LLATTE_KERNEL(causal_softmax_fwd, const Tensor& z, double scale, Tensor& p)
+LLATTE_KERNEL(causal_softmax_bwd, const Tensor& dp, const Tensor& p, double scale, double mix, Tensor& dz)
+
 // ---- loss ------------------------------------------------------------------------------- linear_cross_entropy.cpp
 // losses_N (acc) = -log softmax(x_ND w_VD^T)[target_N], 0 where target == ignore_index. Logits exist for a chunk of rows
 // at a time only. If dx is defined: dx_ND, and if dw is: dw_VD (acc), of the MEAN loss over the rows not ignored.
