@@ -1,0 +1,34 @@
+// Second moments for latent attention: of what goes into attention, and of how much the loss feels errors in
+// keys and values (the empirical Fisher information, with labels drawn from the model itself).
+//   S   = E[x x^T], x = attention input after RMSNorm, over all windows
+//   Ck  = sum |g_k|^2 x x^T / sum |g_k|^2, Cv likewise with g_v, over the windows that are run backward
+//   Gp, Gmix = E_{t>=1}[Z Z^T], Z = [g_k; g_2; g_v] of all kv heads (convert/head_gradients.h): with the
+//         attention probabilities themselves, and with their mean with a uniform attention in g_k and g_2.
+//         Position 0 is left out: it sees itself alone.
+//   L layers  D model width  n = K E
+#pragma once
+#include <functional>
+#include <string>
+#include "tensor/tensor.h"
+
+namespace llatte {
+
+class MomentSums {
+ public:
+  MomentSums(int64_t L, int64_t D, int64_t n, DType acc);
+  void add_inputs(int64_t layer, const Tensor& x_TD);
+  // One window's gradients [T,3n].
+  void add_gradients(int64_t layer, const Tensor& x_TD, const Tensor& z_T3n, const Tensor& zmix_T3n);
+
+  // Every sum by its name: for the partial file.
+  void each(const std::function<void(const std::string&, Tensor&)>& f);
+  // One result, f32, of the windows that were counted. Not finite or no gradient at all: an Error.
+  Tensor result(const std::string& name, int64_t tokens, int64_t gradient_rows) const;
+
+ private:
+  int64_t n_;
+  Tensor S_LDD_, Ck_LDD_, Cv_LDD_, Gp_LZZ_, Gmix_LZZ_;  // Z = 3n
+  Tensor norms_L2_;                                     // f64: sum |g_k|^2, sum |g_v|^2
+};
+
+}  // namespace llatte
