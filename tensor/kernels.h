@@ -37,6 +37,13 @@ struct AdamWStep {
   double grad_scale;  // multiplies the gradient first (clipping)
   int64_t t;          // counts from 1: the bias correction is 1 - beta^t
 };
+// Rows of W numbers as a cache keeps them: floats, or codes with a scale for each group of columns.
+struct CacheRows {
+  int64_t W = 0;
+  int bits = 0;           // 0: floats; else 8 or 4
+  Tensor data;            // f32, bf16 or f64 (B,S,W);  codes: i32 (B,S,ceil(W bits / 32)), packed as cpu/cache_rows.h says
+  Tensor scales, groups;  // codes only: bf16 (B,S,G), and i32 [G+1]: group g is columns [groups[g], groups[g+1])
+};
 struct SampleRule {
   double temperature = 1, top_p = 1, min_p = 0;
   int64_t top_k = 0;
@@ -120,6 +127,15 @@ LLATTE_KERNEL(rope, const Tensor& x, const Tensor& cos, const Tensor& sin, const
 LLATTE_KERNEL(attention_fwd, const Tensor& q, const Tensor& k, const Tensor& v, double scale, Tensor& o, Tensor& lse)
 LLATTE_KERNEL(attention_bwd, const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o, const Tensor& lse,
               double scale, Tensor& dq, Tensor& dk, Tensor& dv)
+
+// ---- rows of a cache ------------------------------------------------------------------------------- cache_rows.cpp
+// Rows [at, at + T) := x (B,T,W);  y (B,n,W) := rows [0,n). Codes: x ~= scale code, |code| <= m = 2^(bits-1) - 1, scale = max|x| / m
+// of the group, so an error of max|x| / 2m at most (and 2^-8 of that, for the scale is bf16). A group that is not finite reads as NaN.
+LLATTE_KERNEL(write_rows, const Tensor& x, int64_t at, CacheRows& rows)
+LLATTE_KERNEL(read_rows, const CacheRows& rows, Tensor& y)
+// Decoding with latents: o_h = sum_s softmax_s(scale q_h . row_s[0, Wk)) row_s[v0, v0 + F), one stream of rows for all heads.
+// q (B,T,H,Wk), rows (B,S,W) of which the first S tokens are read, o (B,T,H,F); query t sees rows s <= t + (S - T).
+LLATTE_KERNEL(latent_attention, const Tensor& q, const CacheRows& rows, int64_t S, double scale, int64_t v0, Tensor& o)
 
 // ---- SwiGLU -------------------------------------------------------------------------------------------- swiglu.cpp
 // y = silu(gate) * up, silu(z) = z / (1 + exp(-z)).  arXiv 2002.05202
