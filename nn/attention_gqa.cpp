@@ -71,7 +71,7 @@ class Gqa final : public Attention {
     LLATTE_CHECK(!grad_enabled(), "gqa: a cache is for decoding and keeps no gradients; hold a NoGrad");
     gqa->append(k_BTKE.value, v_BTKE.value);
     const DType t = q_BTHE.value.dtype();
-    return attention(q_BTHE, constant(gqa->keys().to(t)), constant(gqa->values().to(t)), scale);
+    return attention(q_BTHE, constant(gqa->keys(t)), constant(gqa->values(t)), scale);
   }
 
   AttentionConfig c_;

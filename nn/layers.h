@@ -12,6 +12,7 @@ class Linear final : public Module {
   Linear(int64_t in, int64_t out, bool bias, DType t);
   Var operator()(const Var& x) const;
   const Var& weight() const { return weight_; }
+  const Var& bias() const { return bias_; }
   void params(const std::string& prefix, const ParamFn& f) override;
 
  private:
