@@ -1,0 +1,351 @@
+// Multi-head latent attention as a module: its formula and gradients against explicit loops in double, for
+// every shape of kept pairs; absorbed decoding against the lifted form, in every kind of cache; and the GQA
+// layer that it equals when nothing is left out.
+#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
+#include <map>
+#include "models/llama.h"
+#include "nn/latent_attention.h"
+#include "test/op_case.h"
+
+using namespace llatte;
+using namespace llatte::test;
+
+namespace {
+
+using Pairs = std::vector<std::vector<int32_t>>;
+
+constexpr int64_t kD = 10, kH = 4, kK = 2, kE = 8;
+constexpr double kTheta = 50;  // small, so that every pair turns visibly within a few positions
+
+std::vector<double> frequencies() {
+  std::vector<double> f;
+  for (int64_t j = 0; j < kE / 2; ++j) f.push_back(std::pow(kTheta, -2.0 * double(j) / kE));
+  return f;
+}
+
+struct Variant {
+  std::string name;
+  Pairs kept;
+  int64_t rank_k, rank_v;
+  bool shared, bias = false;
+
+  AttentionConfig config(DType t) const {
+    AttentionConfig c;
+    c.kind = "mla", c.D = kD, c.H = kH, c.K = kK, c.E = kE, c.dtype = t, c.qkv_bias = bias;
+    c.kept_pairs = kept, c.rank_k = rank_k, c.rank_v = rank_v, c.shared_latent = shared;
+    return c;
+  }
+  bool keeps(int64_t head, int64_t dim) const {
+    for (const int32_t j : kept[static_cast<size_t>(head)])
+      if (j == dim % (kE / 2)) return true;
+    return false;
+  }
+};
+
+const Pairs kAll{{0, 1, 2, 3}, {0, 1, 2, 3}}, kHigh{{0, 1}, {0, 1}}, kUniform{{1, 3}, {1, 3}},
+    kEnds{{0, 3}, {0, 3}}, kByHead{{0, 2}, {1, 3}}, kLow{{3}, {3}}, kByLayer{{1}, {0, 2, 3}},
+    kOneHead{{}, {0, 1, 2, 3}}, kNone{{}, {}};
+
+const std::vector<Variant> kVariants = {
+    {"all pairs, joint", kAll, 6, 6, true},
+    {"high, joint", kHigh, 6, 6, true},
+    {"uniform, split", kUniform, 5, 7, false},
+    {"high and low, split", kEnds, 5, 7, false},
+    {"by head, joint", kByHead, 6, 6, true},
+    {"low, joint", kLow, 6, 6, true},
+    {"by layer, joint", kByLayer, 6, 6, true},
+    {"by layer, split, biases", kByLayer, 5, 7, false, true},
+    {"by layer, joint, biases", kByLayer, 6, 6, true, true},
+    {"by layer, only key", kByLayer, 5, 0, false},
+    {"by layer, only key, biases", kByLayer, 5, 0, false, true},
+    {"by layer, only value", kByLayer, 0, 5, false},
+    {"by layer, only value, biases", kByLayer, 0, 5, false, true},
+    {"a head without pairs, joint", kOneHead, 6, 6, true},
+    {"no pairs, joint, biases", kNone, 6, 6, true, true},
+};
+
+struct Layer {
+  explicit Layer(const AttentionConfig& c) : attention(make_attention(c)) {
+    attention->params("", [&](const std::string& name, Var& p) { params.push_back({name, &p}); });
+  }
+  std::unique_ptr<Attention> attention;
+  std::vector<std::pair<std::string, Var*>> params;
+};
+
+// ---- the formula, in loops
+using Named = std::map<std::string, std::pair<Shape, Vec>>;
+
+// y [N,O] = x [N,I] w^T (+ b); x itself where w is not there.
+Vec apply(const Named& p, const std::string& name, const Vec& x, int64_t I) {
+  const auto w = p.find(name + ".weight"), b = p.find(name + ".bias");
+  const int64_t N = int64_t(x.size()) / I, O = w->second.first[0];
+  Vec y(static_cast<size_t>(N * O));
+  for (int64_t n = 0; n < N; ++n)
+    for (int64_t o = 0; o < O; ++o) {
+      double sum = b == p.end() ? 0 : b->second.second[o];
+      for (int64_t i = 0; i < I; ++i) sum += x[n * I + i] * w->second.second[o * I + i];
+      y[n * O + o] = sum;
+    }
+  return y;
+}
+
+// heads [T,heads,E]: the pairs that kv head h / G keeps turn by their position.
+void turn(const Variant& v, Vec& x, int64_t T, int64_t heads) {
+  const Vec f = frequencies();
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t j = 0; j < kE / 2; ++j) {
+        if (!v.keeps(h / (heads / kK), j)) continue;
+        double &re = x[(t * heads + h) * kE + j], &im = x[(t * heads + h) * kE + j + kE / 2];
+        const double c = std::cos(double(t) * f[j]), s = std::sin(double(t) * f[j]), u = re;
+        re = u * c - im * s, im = u * s + im * c;
+      }
+}
+
+// k [T,K,E] before RoPE: rows of W_k_r and W_up_k, by kv head, dims ascending.
+Vec keys_ref(const Variant& v, const Named& p, const Vec& x, int64_t T) {
+  const Vec kept = p.count("W_k_r.weight") ? apply(p, "W_k_r", x, kD) : Vec();
+  const Vec c = v.rank_k ? apply(p, "W_down_k", x, kD) : x;
+  const Vec lost = p.count("W_up_k.weight") ? apply(p, "W_up_k", c, v.rank_k ? v.rank_k : kD) : Vec();
+  Vec k;
+  for (int64_t t = 0; t < T; ++t) {
+    size_t a = kept.size() / size_t(T) * size_t(t), b = lost.size() / size_t(T) * size_t(t);
+    for (int64_t h = 0; h < kK; ++h)
+      for (int64_t e = 0; e < kE; ++e) k.push_back(v.keeps(h, e) ? kept[a++] : lost[b++]);
+  }
+  return k;
+}
+
+Vec values_ref(const Variant& v, const Named& p, const Vec& x) {
+  if (!v.rank_v) return apply(p, "W_up_v", x, kD);
+  return apply(p, "W_up_v", apply(p, v.shared ? "W_down_k" : "W_down_v", x, kD), v.rank_v);
+}
+
+// One head's query t over the keys and values [T,K,E] of its kv head.
+void attend_ref(const double* q, const Vec& k, const Vec& v, int64_t t, int64_t head, double* o) {
+  Vec p(static_cast<size_t>(t + 1));
+  double total = 0;
+  for (int64_t s = 0; s <= t; ++s) {
+    for (int64_t e = 0; e < kE; ++e) p[s] += q[e] * k[(s * kK + head) * kE + e] / std::sqrt(double(kE));
+    total += p[s] = std::exp(p[s]);
+  }
+  for (int64_t s = 0; s <= t; ++s)
+    for (int64_t e = 0; e < kE; ++e) o[e] += p[s] / total * v[(s * kK + head) * kE + e];
+}
+
+Vec sequence_ref(const Variant& v, const Named& p, const Vec& x, int64_t T) {
+  Vec q = apply(p, "q_proj", x, kD), k = keys_ref(v, p, x, T);
+  turn(v, q, T, kH);
+  turn(v, k, T, kK);
+  const Vec values = values_ref(v, p, x);
+  Vec o(q.size());
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t h = 0; h < kH; ++h)
+      attend_ref(&q[(t * kH + h) * kE], k, values, t, h / (kH / kK), &o[(t * kH + h) * kE]);
+  return apply(p, "o_proj", o, kH * kE);
+}
+
+// ---- the module as an op: inputs are x and every parameter, made small so that no softmax saturates
+constexpr double kSmall = 0.3;
+
+Tensor positions(int64_t begin, int64_t T) {
+  std::vector<int32_t> pos;
+  for (int64_t t = 0; t < T; ++t) pos.push_back(static_cast<int32_t>(begin + t));
+  return Tensor::from(pos, {T});
+}
+
+OpCase case_of(const Variant& v, int64_t B, int64_t T) {
+  Layer shapes(v.config(DType::f32));
+  OpCase c;
+  c.name = v.name;
+  c.inputs = {{B, T, kD}};
+  std::vector<std::string> names;
+  for (const auto& [name, p] : shapes.params) c.inputs.push_back(p->shape()), names.push_back(name);
+  c.op = [v, T](const std::vector<Var>& in) {
+    const DType t = in[0].value.dtype();
+    Layer layer(v.config(t));
+    for (size_t i = 0; i < layer.params.size(); ++i) *layer.params[i].second = scale(in[i + 1], kSmall);
+    const RopeTable table = make_rope_table(frequencies(), T, acc_dtype(t));
+    return layer.attention->forward(in[0], {table, positions(0, T)});
+  };
+  c.ref = [v, B, T, names, shape = c.inputs](const std::vector<Vec>& in) {
+    Named p;
+    for (size_t i = 0; i < names.size(); ++i) {
+      p[names[i]] = {shape[i + 1], in[i + 1]};
+      for (double& e : p[names[i]].second) e *= kSmall;
+    }
+    Vec y;
+    for (int64_t b = 0; b < B; ++b) {
+      const Vec x(in[0].begin() + b * T * kD, in[0].begin() + (b + 1) * T * kD);
+      const Vec one = sequence_ref(v, p, x, T);
+      y.insert(y.end(), one.begin(), one.end());
+    }
+    return y;
+  };
+  // bf16: about ten roundings in a row from x to y, of numbers that are sums with cancellation.
+  c.bf16_roundings = 20;
+  return c;
+}
+
+// ---- decoding
+struct Decoding {
+  Layer layer;
+  Tensor x;
+  RopeTable table;
+  int64_t B, T;
+
+  Decoding(const AttentionConfig& c, int64_t sequences, int64_t tokens) : layer(c), B(sequences), T(tokens) {
+    std::mt19937 rng(9);
+    for (auto& [name, p] : layer.params) {
+      Vec w = noise(p->value.numel(), rng);
+      for (double& e : w) e *= kSmall;
+      *p = leaf(to_tensor(w, p->shape(), c.dtype));
+    }
+    x = to_tensor(noise(B * T * kD, rng), {B, T, kD}, c.dtype);
+    table = make_rope_table(frequencies(), T, acc_dtype(c.dtype));
+  }
+  Vec plain() const {
+    const NoGrad off;
+    return to_vec(layer.attention->forward(constant(x), {table, positions(0, T)}).value);
+  }
+  // Fed `chunk` tokens at a time through a cache.
+  Vec cached(CacheType t, int64_t chunk) const {
+    const NoGrad off;
+    const auto cache = layer.attention->make_cache(B, T, t);
+    Tensor y = Tensor::empty(x.shape(), x.dtype());
+    for (int64_t at = 0; at < T; at += chunk) {
+      const int64_t n = std::min(chunk, T - at);
+      const Var part = constant(x.slice(1, at, at + n).contiguous());
+      y.slice(1, at, at + n)
+          .copy_from(layer.attention->forward(part, {table, positions(at, n), 0, cache.get()}).value);
+    }
+    return to_vec(y);
+  }
+};
+
+double relative(const Vec& got, const Vec& want) {
+  double d = 0, n = 0;
+  for (size_t i = 0; i < want.size(); ++i)
+    d += (got[i] - want[i]) * (got[i] - want[i]), n += want[i] * want[i];
+  return std::sqrt(d / n);
+}
+
+}  // namespace
+
+TEST_CASE("the formula and every gradient, for every shape of kept pairs") {
+  for (const Variant& v : kVariants) check(case_of(v, 2, 5));
+}
+
+// One query over many rows is absorbed; 200 tokens at once are lifted. f64: sums of 200 terms of order 1.
+// f32: the same with 2^-24 a term, through four products.
+TEST_CASE("absorbed decoding and lifted chunks equal the full forward pass") {
+  for (const Variant& v : kVariants) {
+    CAPTURE(v.name);
+    const Decoding proof(v.config(DType::f64), 2, 200), fast(v.config(DType::f32), 2, 200);
+    for (const int64_t chunk : {1, 3, 200}) {
+      check_near(str(v.name, " in f64 by ", chunk), proof.cached(CacheType::f64, chunk), proof.plain(),
+                 1e-10);
+      check_near(str(v.name, " in f32 by ", chunk), fast.cached(CacheType::f32, chunk), fast.plain(), 1e-4);
+    }
+  }
+}
+
+// Absorbed or lifted, rows are read as the cache holds them: in f64 the two differ by rounding alone, though
+// the rows themselves are off. By how much: a number is off by at most 2^-9, 1/254 or 1/14 of its group's
+// largest, evenly spread so 1/sqrt(3) of that in the mean square; the largest of 32 is about twice the
+// typical size, and scores and values are both off: sqrt(2) 2 / sqrt(3) = 1.6 of those bounds, and never
+// above 4.
+TEST_CASE("narrow caches: both forms see the same rows, and the error is that of the rows") {
+  const std::pair<CacheType, double> kinds[] = {
+      {CacheType::bf16, 1.0 / 512}, {CacheType::int8, 1.0 / 254}, {CacheType::int4, 1.0 / 14}};
+  for (const Variant& v : kVariants)
+    for (const auto& [type, bound] : kinds) {
+      CAPTURE(v.name);
+      const Decoding d(v.config(DType::f64), 2, 200);
+      const Vec absorbed = d.cached(type, 1);
+      check_near(v.name, absorbed, d.cached(type, 200), 1e-10);
+      const double error = relative(absorbed, d.plain());
+      CHECK(error < 4 * bound);
+      CHECK(error > bound / 10);
+    }
+}
+
+// W_down = 1, so c = x, and W_k_r, W_up_k are the rows of k_proj: nothing is lost.
+TEST_CASE("at full rank it is grouped-query attention, with RoPE everywhere or on the same pairs") {
+  for (const Variant& v : {Variant{"all", kAll, kD, kD, true}, Variant{"some", kByLayer, kD, kD, true, true},
+                           Variant{"split", kByHead, kD, kD, false}, Variant{"none", kNone, kD, kD, true}}) {
+    AttentionConfig c = v.config(DType::f64);
+    const Decoding mla(c, 1, 20);
+    c.kind = "gqa";
+    const Decoding gqa(c, 1, 20);
+    std::map<std::string, Vec> from;
+    for (const auto& [name, p] : gqa.layer.params) from[name] = to_vec(p->value);
+    for (const auto& [name, p] : mla.layer.params) {
+      Vec w;
+      if (name.starts_with("W_down")) {
+        for (int64_t i = 0; i < kD * kD; ++i) w.push_back(i / kD == i % kD);
+      } else if (name.starts_with("W_k_r") || name.starts_with("W_up_k")) {
+        const Vec& k = from[name.ends_with("bias") ? "k_proj.bias" : "k_proj.weight"];
+        const size_t width = k.size() / (kK * kE);
+        for (int64_t d = 0; d < kK * kE; ++d)
+          if (v.keeps(d / kE, d % kE) == name.starts_with("W_k_r"))
+            w.insert(w.end(), k.begin() + d * width, k.begin() + (d + 1) * width);
+      } else {
+        w = from[name.starts_with("W_up_v") ? "v_proj" + name.substr(6) : name];
+      }
+      *p = leaf(to_tensor(w, p->shape(), DType::f64));
+    }
+    check_near(
+        v.name, mla.plain(),
+        [&] {
+          const NoGrad off;
+          return to_vec(gqa.layer.attention->forward(constant(mla.x), {mla.table, positions(0, 20)}).value);
+        }(),
+        1e-12);
+  }
+}
+
+TEST_CASE("the cache holds the stream and nothing else") {
+  const auto bytes = [](const Variant& v, CacheType t) {
+    return make_attention(v.config(DType::f32))->make_cache(1, 7, t)->bytes_per_token();
+  };
+  CHECK(bytes({"", kHigh, 6, 6, true}, CacheType::f32) == 4 * (2 * 2 * 2 + 6));  // 2rK + R
+  CHECK(bytes({"", kHigh, 6, 6, true}, CacheType::bf16) == 2 * (2 * 2 * 2 + 6));
+  CHECK(bytes({"", kByLayer, 5, 7, false}, CacheType::f32) == 4 * (8 + 5 + 7));        // split
+  CHECK(bytes({"", kByLayer, 5, 0, false}, CacheType::f32) == 4 * (8 + 5 + kK * kE));  // v is whole
+  CHECK(bytes({"", kByLayer, 0, 7, false}, CacheType::f32) == 4 * (8 + 8 + 7));        // so is k_c
+  CHECK(bytes({"", kHigh, 6, 6, true}, CacheType::int8) == 16 + 2 * 2);  // 14 codes in whole words, 2 groups
+  CHECK(bytes({"", kHigh, 6, 6, true}, CacheType::int4) == 8 + 2 * 2);
+}
+
+TEST_CASE("mla: what does not fit is refused in words") {
+  const auto refuse = [](const std::string& words, const std::function<void(AttentionConfig&)>& spoil) {
+    AttentionConfig c = Variant{"", kHigh, 6, 6, true}.config(DType::f32);
+    spoil(c);
+    check_rejects([&] { make_attention(c); }, words);
+  };
+  refuse("4 query heads do not split over 3", [](auto& c) { c.K = 3; });
+  refuse("kept_pairs lists 1 kv heads of 2", [](auto& c) { c.kept_pairs = {{0}}; });
+  refuse("kept pair 4 at place 1; pairs must ascend within [0,4)", [](auto& c) { c.kept_pairs[0] = {0, 4}; });
+  refuse("kept pair 1 at place 1", [](auto& c) { c.kept_pairs[1] = {1, 1}; });
+  refuse("ranks 0 of k and 0 of v", [](auto& c) { c.rank_k = c.rank_v = 0; });
+  refuse("has one rank, got 6 and 5", [](auto& c) { c.rank_v = 5; });
+  refuse("RMSNorm on q and k", [](auto& c) { c.qk_norm = true; });
+  const Decoding d(Variant{"", kHigh, 6, 6, true}.config(DType::f32), 1, 2);
+  const auto cache = d.layer.attention->make_cache(1, 2, CacheType::f32);
+  const Var x = constant(d.x);
+  check_rejects(
+      [&] {
+        d.layer.attention->forward(x, {d.table, positions(0, 2), 0, cache.get()});
+      },
+      "mla: a cache is for decoding and keeps no gradients; hold a NoGrad");
+  AttentionConfig c = Variant{"", {}, 0, 0, false}.config(DType::f32);
+  c.kind = "gqa";
+  const auto other = make_attention(c)->make_cache(1, 2, CacheType::f32);
+  const NoGrad off;
+  check_rejects(
+      [&] {
+        d.layer.attention->forward(x, {d.table, positions(0, 2), 0, other.get()});
+      },
+      "mla: this cache was made by another kind of attention");
+}
