@@ -10,6 +10,7 @@ namespace llatte {
 
 struct ModelOptions {
   std::string model, tokenizer_path, dtype_word = "f32";
+  bool is_mla = false;
 
   void add_to(CLI::App& cli) {
     cli.add_option("MODEL", model,
@@ -19,6 +20,8 @@ struct ModelOptions {
     cli.add_option("--dtype", dtype_word, "weights and activations in f32, bf16 or f64")
         ->check(CLI::IsMember({"f32", "bf16", "f64"}))
         ->capture_default_str();
+    cli.add_flag("--is_mla,--is-mla", is_mla,
+                 "refuse a MODEL without latent attention; which it is, it says itself");
   }
 
   DType dtype() const {
@@ -27,6 +30,8 @@ struct ModelOptions {
 
   const Checkpoint& checkpoint() const {
     if (!opened_) opened_ = open_checkpoint(model);
+    LLATTE_CHECK(!is_mla || opened_->config.mla, model,
+                 " is no MLA model: its config has neither RoPE, SVD nor mha2mla; leave out --is_mla");
     return *opened_;
   }
 
