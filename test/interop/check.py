@@ -3,36 +3,20 @@ llama.cpp loads the GGUF files and gives our perplexity. Run by `make interop`, 
 
 check.py APPS MODEL.gguf     APPS: folder of our programs; MODEL: SmolLM2-135M
 """
-import array
 import json
 import math
 import os
-import subprocess
 import sys
 import tempfile
 
+import common
 import numpy as np
 import torch
-from safetensors.numpy import load_file
+from common import our_logits, report, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-APPS, MODEL = sys.argv[1:3]
+MODEL = sys.argv[2]
 TEXT = "assets/wikitext-2/test.raw"
-failures = 0
-
-
-def run(app, *args):
-    p = subprocess.run([os.path.join(APPS, app), *map(str, args)], capture_output=True, text=True)
-    if p.returncode:
-        sys.exit(f"{app} {args}: {p.stderr}")
-    return p.stdout
-
-
-def report(what, error, bound):
-    global failures
-    ok = error <= bound  # False for NaN
-    failures += not ok
-    print(f"{'ok  ' if ok else 'FAIL'} {what}: {error:.2e} (at most {bound:.0e})", flush=True)
 
 
 def our_ids(tokenizer, text, folder):
@@ -40,14 +24,6 @@ def our_ids(tokenizer, text, folder):
     with open(cases, "w", encoding="utf-8") as f:
         f.writelines(json.dumps({"text": line}) + "\n" for line in text)
     return [json.loads(row) for row in run("tokenize", "--tokenizer", tokenizer, "--cases", cases).splitlines()]
-
-
-def our_logits(model, ids, folder):
-    data, out = os.path.join(folder, "ids.ds"), os.path.join(folder, "logits.safetensors")
-    with open(data, "wb") as f:
-        array.array("H", ids).tofile(f)
-    run("eval", "logits", model, "--data", data, "--window", len(ids), "--out", out)
-    return load_file(out)["logits"][0].astype(np.float64)
 
 
 def their_logits(model, ids):
@@ -129,7 +105,7 @@ def main():
         run("convert", hf, nano, "--to", "nanotron")
         check_transformers("smollm2-by-nanotron", nano, folder)
         check_llamacpp("f32", hf, folder)
-    sys.exit(failures > 0)
+    sys.exit(common.failures > 0)
 
 
 main()
