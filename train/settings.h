@@ -10,6 +10,7 @@
 #include <map>
 #include <string>
 #include <vector>
+#include "data/nearest_key.h"
 
 namespace llatte {
 
@@ -24,8 +25,5 @@ Settings read_settings(const std::filesystem::path& file, const std::vector<std:
 
 // The value as its author wrote it, shortened for an error sentence.
 std::string shown(const YAML::Node& value);
-
-// Of `names`, the one with the fewest edits to `name`; a match of the last component alone counts as well.
-std::string nearest_key(const std::string& name, const std::vector<std::string>& names);
 
 }  // namespace llatte
