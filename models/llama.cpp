@@ -10,7 +10,6 @@
 #include "tensor/kernels.h"  // fill, random_normal, embedding_fwd, linear_cross_entropy
 
 namespace llatte {
-namespace {
 
 AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t) {
   AttentionConfig a;
@@ -23,6 +22,8 @@ AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t) {
   a.kind = "mla", a.rank_k = w.rank_k, a.rank_v = w.rank_v, a.shared_latent = w.shared;
   return a;
 }
+
+namespace {
 
 // x += Attn(RMSNorm(x)), x += SwiGLU(RMSNorm(x)).
 class Block final : public Module {

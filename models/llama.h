@@ -95,6 +95,9 @@ std::vector<std::string> preset_names();
 std::vector<double> rope_frequencies(const LlamaConfig& c);
 RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positions, DType acc);
 
+// What make_attention needs for one layer.
+AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t);
+
 class Llama : public Module {
  public:
   Llama(const LlamaConfig& c, DType dtype);  // weights are zero until init() or a load
