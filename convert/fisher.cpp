@@ -1,0 +1,126 @@
+// Statistics of one layer out of a mapped file, and the algebra on them.
+#include "convert/fisher.h"
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include "convert/low_rank.h"
+#include "tensor/linalg.h"
+
+namespace llatte {
+namespace {
+
+namespace la = linalg;
+
+constexpr double kRidge = 1e-2;  // rho, as a share of the mean diagonal
+
+// sum of factor_i a_i, all of one shape.
+Tensor combined(std::initializer_list<std::pair<double, Tensor>> terms) {
+  Tensor sum = Tensor::zeros(terms.begin()->second.shape(), DType::f64);
+  for (const auto& [factor, a] : terms)
+    for (int64_t i = 0; i < sum.numel(); ++i) sum.data<double>()[i] += factor * a.data<double>()[i];
+  return sum;
+}
+
+Tensor block(const Tensor& g, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns) {
+  const Tensor picked = rows_of(g, rows);
+  return la::transposed(rows_of(picked.transpose(0, 1), columns));
+}
+
+std::vector<int64_t> shifted(std::vector<int64_t> rows, int64_t by) {
+  for (int64_t& r : rows) r += by;
+  return rows;
+}
+
+std::vector<int64_t> counted(int64_t n) {
+  std::vector<int64_t> rows(static_cast<size_t>(n));
+  std::iota(rows.begin(), rows.end(), int64_t{0});
+  return rows;
+}
+
+double dot(const double* a, const double* b, int64_t n) { return std::inner_product(a, a + n, b, 0.0); }
+
+}  // namespace
+
+CalibrationFile::CalibrationFile(const std::filesystem::path& file, const LlamaConfig& c)
+    : file_(SafetensorsFile::open(file)),
+      L_(c.num_hidden_layers),
+      D_(c.hidden_size),
+      n_(c.num_key_value_heads * c.head_dim) {}
+
+Tensor CalibrationFile::read(const std::string& name, int64_t layer, int64_t side) const {
+  const std::string where = file_.path().string();
+  LLATTE_CHECK(file_.has(name), where, ": there is no tensor `", name,
+               "`; make the file with calibrate --covariance");
+  const SafetensorsEntry& e = file_.entries().at(name);
+  const Shape want{L_, side, side};
+  LLATTE_CHECK(e.dtype == "F32" && e.shape == want, where, ": `", name, "` is ", e.dtype, " ", e.shape,
+               ", this model needs F32 ", want, "; make the file for this model with calibrate --covariance");
+  Tensor a = Tensor::empty({side, side}, DType::f32);
+  std::memcpy(a.raw(), e.data + static_cast<size_t>(layer) * a.bytes(), a.bytes());
+  a = a.to(DType::f64);
+  const double diagonal = la::mean_diagonal(a);
+  LLATTE_CHECK(std::isfinite(diagonal) && diagonal > 0, where, ": `", name, "` of layer ", layer,
+               " has a mean diagonal of ", diagonal, ", a mean of squares is positive; make the file anew");
+  return a;
+}
+
+Tensor CalibrationFile::covariance(int64_t layer) const { return read("S", layer, D_); }
+
+Tensor CalibrationFile::weighted_covariance(int64_t layer) const {
+  const Tensor S = covariance(layer), Ck = read("Ck", layer, D_), Cv = read("Cv", layer, D_);
+  const double m = la::mean_diagonal(S);
+  return combined({{0.25 * m / la::mean_diagonal(Ck), Ck}, {0.25 * m / la::mean_diagonal(Cv), Cv}, {0.5, S}});
+}
+
+Tensor CalibrationFile::gradients(int64_t layer) const {
+  const Tensor p = read("Gp", layer, 3 * n_), mixed = read("Gmix", layer, 3 * n_);
+  const auto key_trace = [&](const Tensor& g) {
+    return la::mean_diagonal(g.slice(0, 0, n_).slice(1, 0, n_));
+  };
+  const double ratio = std::sqrt(key_trace(p) / key_trace(mixed));
+  LLATTE_CHECK(std::isfinite(ratio) && ratio > 0, file_.path().string(), ": `Gp` and `Gmix` of layer ", layer,
+               " give no gradient for k; make the file anew");
+  Tensor s = Tensor::full({3 * n_}, ratio, DType::f64);
+  for (int64_t i = 2 * n_; i < 3 * n_; ++i) s.data<double>()[i] = 1;
+  return combined({{0.25, p}, {0.75, la::scaled_rows(la::scaled_columns(mixed, s), s)}});
+}
+
+Tensor CalibrationFile::tokens() const {
+  LLATTE_CHECK(file_.has("tokens") && file_.entries().at("tokens").shape.size() == 2, file_.path().string(),
+               ": there are no `tokens` [N,T]; make the file with calibrate");
+  return file_.read("tokens", DType::i32);
+}
+
+GradientMetric gradient_metric(const Tensor& g, const std::vector<int64_t>& rows) {
+  const int64_t n = g.size(0) / 3;
+  const auto two = shifted(rows, n), v = shifted(counted(n), 2 * n);
+  return {block(g, rows, rows), block(g, rows, two), block(g, two, two), block(g, v, v)};
+}
+
+Tensor fold(const GradientMetric& g) {
+  const double rho = kRidge * la::mean_diagonal(g.two_two);
+  return la::solve_spd(la::add_to_diagonal(g.two_two, rho), la::add_to_diagonal(la::transposed(g.k2), rho));
+}
+
+Tensor derope_losses(const GradientMetric& g, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K) {
+  const int64_t n = wk_nD.size(0), D = wk_nD.size(1), E = n / K, F = E / 2;
+  LLATTE_CHECK(g.kk.size(0) == n, "derope: the metric is ", g.kk.shape(), " for ", n, " rows of k");
+  const Tensor f = fold(g), k2f = la::product(g.k2, f);
+  const Tensor f22f = la::product(f.transpose(0, 1), la::product(g.two_two, f));
+  const auto gd = [&](int64_t i) {  // a diagonal entry of Gd
+    const int64_t at = i * (n + 1);
+    return g.kk.data<double>()[at] - 2 * k2f.data<double>()[at] + f22f.data<double>()[at];
+  };
+  const Tensor wc_nD = la::product(wk_nD, covariance_DD);
+  const double *w = wk_nD.data<double>(), *wc = wc_nD.data<double>();
+  Tensor losses_KF = Tensor::empty({K, F}, DType::f64);
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t j = 0; j < F; ++j) {
+      const int64_t re = k * E + j, im = re + F;
+      const double size = dot(wc + re * D, w + re * D, D) + dot(wc + im * D, w + im * D, D);
+      losses_KF.data<double>()[k * F + j] = (gd(re) + gd(im)) * size;
+    }
+  return losses_KF;
+}
+
+}  // namespace llatte
