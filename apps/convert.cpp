@@ -1,6 +1,8 @@
-// llatte-convert: a model from one format to another. Weights pass one at a time; then source and result are
-// run on the same tokens and must give the same logits.
+// llatte-convert: a model from one format to another, and, with settings (RoPE, SVD), its attention into
+// latent attention (MLA). Weights pass one at a time; then models are run on the same tokens and must give
+// the same logits: source and result, or for an MLA what convert/self_test.h says.
 #include "apps/common.h"
+#include "convert/mla.h"
 #include "convert/self_test.h"
 #include "convert/summary.h"
 #include "data/files.h"
@@ -12,8 +14,10 @@ namespace {
 
 struct Options {
   std::string source, target, to, dtype, tokenizer;
+  std::string plan, save_plan;
   std::vector<std::string> settings;
   bool no_self_test = false;
+  bool changes_attention() const { return !settings.empty() || !plan.empty(); }
 };
 
 std::string target_format(const Options& o) {
@@ -30,37 +34,33 @@ Checkpoint open_source(const Options& o) {
 // Empty where it ran and passed; else why it did not run.
 std::string self_test(const Options& o, const Checkpoint& source, const Checkpoint& result, SelfTest& t) {
   if (o.no_self_test) return "left out";
-  if (is_latent(source.config)) return "left out: latent attention cannot be run yet";
   t = compare_logits(source, result);
   LLATTE_CHECK(t.passed(), "self-test failed: logits of ", o.source, " and ", o.target, " differ by up to ",
                t.max_error, " (largest logit ", t.max_logit, "); don't use ", o.target);
   return "";
 }
 
-nlohmann::ordered_json report(const Checkpoint& source, const Checkpoint& result, const SelfTest& t,
-                              bool tested) {
+nlohmann::ordered_json report(const Checkpoint& source, const Checkpoint& result) {
   auto layers = nlohmann::ordered_json::array();
   for (int64_t l = 0; l < result.config.num_hidden_layers; ++l)
     layers.push_back({{"cache_values_per_token_before", cache_values_per_layer(source.config)},
                       {"cache_values_per_token_after", cache_values_per_layer(result.config)}});
-  nlohmann::ordered_json j{{"parameters_before", param_count(source.config)},
-                           {"parameters_after", param_count(result.config)},
-                           {"bytes_before", source.bytes()},
-                           {"bytes_after", result.bytes()},
-                           {"cache_bytes_per_token_before", cache_bytes_per_token(source)},
-                           {"cache_bytes_per_token_after", cache_bytes_per_token(result)},
-                           {"self_test_max_error", nullptr},
-                           {"layers", layers}};
-  if (tested) j["self_test_max_error"] = t.max_error;
-  return j;
+  return {{"parameters_before", param_count(source.config)},
+          {"parameters_after", param_count(result.config)},
+          {"bytes_before", source.bytes()},
+          {"bytes_after", result.bytes()},
+          {"cache_bytes_per_token_before", cache_bytes_per_token(source)},
+          {"cache_bytes_per_token_after", cache_bytes_per_token(result)},
+          {"self_test_max_error", nullptr},
+          {"layers", layers}};
 }
 
-void run(const App& app, const Options& o) {
-  for (const std::string& s : o.settings)
-    LLATTE_FAIL("convert: ", s, ": changing the attention (RoPE, SVD, HLA) is not built yet");
-  const Checkpoint source = open_source(o);
-  const std::string dtype = !o.dtype.empty() ? o.dtype : source.dtype() == DType::bf16 ? "bf16" : "f32";
-  save_checkpoint(o.target, source, target_format(o), dtype);
+std::string target_dtype(const Options& o, const Checkpoint& source) {
+  return !o.dtype.empty() ? o.dtype : source.dtype() == DType::bf16 ? "bf16" : "f32";
+}
+
+void change_format(const App& app, const Options& o, const Checkpoint& source) {
+  save_checkpoint(o.target, source, target_format(o), target_dtype(o, source));
   const Checkpoint result = open_checkpoint(o.target);
   std::ostream& out = app.json ? std::cerr : std::cout;
   out << weight_table(source, result);
@@ -69,15 +69,89 @@ void run(const App& app, const Options& o) {
   if (untested.empty())
     out << "self-test: logits agree, largest difference " << t.max_error << " of " << t.max_logit << '\n';
   else out << "self-test " << untested << '\n';
-  if (source.tokenizer_json.empty()) out << "no tokenizer came along; name one with --tokenizer\n";
-  if (app.json) app.print_json(report(source, result, t, untested.empty()));
+  nlohmann::ordered_json j = report(source, result);
+  if (untested.empty()) j["self_test_max_error"] = t.max_error;
+  if (app.json) app.print_json(j);
+}
+
+// One line for a comparison; an Error that names it where it failed.
+void say(std::ostream& out, const Options& o, const char* what, const SelfTest& t) {
+  LLATTE_CHECK(t.passed(), "self-test failed: ", what, ": logits differ by up to ", t.max_error,
+               " (largest logit ", t.max_logit, "); don't use ", o.target);
+  out << "self-test: " << what << ": largest difference " << t.max_error << " of " << t.max_logit << '\n';
+}
+
+double say(std::ostream& out, const Options& o, const MlaSelfTest& t) {
+  say(out, o, "RoPE on all pairs, no SVD, is the source", t.original);
+  if (t.full_rank) say(out, o, "full rank is partial RoPE without SVD", *t.full_rank);
+  else out << "self-test: full rank left out: these settings are exact at no rank\n";
+  say(out, o, "the files are the conversion", t.written);
+  return std::max({t.original.max_error, t.full_rank ? t.full_rank->max_error : 0, t.written.max_error});
+}
+
+void say_layers(std::ostream& out, const std::vector<LayerError>& errors) {
+  for (size_t l = 0; l < errors.size(); ++l)
+    if (errors[l].total > 0)
+      out << "layer " << l << ": factoring lost " << 100 * errors[l].error / errors[l].total << " %\n";
+}
+
+void add_plan(nlohmann::ordered_json& layers, const ConversionPlan& plan,
+              const std::vector<LayerError>& errors) {
+  for (size_t l = 0; l < plan.layers.size(); ++l) {
+    const LayerPlan& p = plan.layers[l];
+    layers[l].update({{"kept_pairs", p.kept},
+                      {"rank_k", p.rank_k},
+                      {"rank_v", p.rank_v},
+                      {"shared_latent", p.shared},
+                      {"metric", name(p.metric)},
+                      {"error", errors[l].error},
+                      {"error_of", errors[l].total}});
+  }
+}
+
+void change_attention(const App& app, const Options& o, const Checkpoint& source) {
+  std::ostream& out = app.json ? std::cerr : std::cout;
+  const ConversionPlan plan =
+      o.plan.empty() ? make_plan(source, parse_mla_settings(o.settings)) : load_plan(o.plan, source);
+  out << plan_table(plan);
+  if (!o.save_plan.empty()) save_plan(o.save_plan, plan);
+  const auto errors = std::make_shared<std::vector<LayerError>>();
+  const Checkpoint mla = convert_to_mla(source, plan, errors);
+  save_checkpoint(o.target, mla, target_format(o), target_dtype(o, source));
+  const Checkpoint result = open_checkpoint(o.target);
+  say_layers(out, *errors);
+  out << weight_table(mla, result);
+  nlohmann::ordered_json j = report(source, result);
+  out << "cached values per token and layer: " << cache_values_per_layer(source.config) << " before, "
+      << cache_values_per_layer(result.config) << " after; bytes per token: " << cache_bytes_per_token(source)
+      << " before, " << cache_bytes_per_token(result) << " after\n";
+  add_plan(j["layers"], plan, *errors);
+  if (o.no_self_test) out << "self-test left out\n";
+  else j["self_test_max_error"] = say(out, o, test_conversion(source, plan, mla, result));
+  if (app.json) app.print_json(j);
+}
+
+void run(const App& app, const Options& o) {
+  if (!o.plan.empty() && !o.settings.empty())
+    throw UsageError("--plan holds all settings; leave " + o.settings[0] + " out");
+  const Checkpoint source = open_source(o);
+  if (o.changes_attention()) change_attention(app, o, source);
+  else change_format(app, o, source);
+  if (source.tokenizer_json.empty())
+    (app.json ? std::cerr : std::cout) << "no tokenizer came along; name one with --tokenizer\n";
 }
 
 void add_options(CLI::App& cli, Options& o) {
   cli.add_option("SRC", o.source, "folder (Hugging Face, nanotron, our own checkpoint) or .gguf file")
       ->required();
   cli.add_option("DST", o.target, "new folder or .gguf file")->required();
-  cli.add_option("SETTINGS", o.settings, "key.path=value: how to change the attention");
+  cli.add_option(
+      "SETTINGS", o.settings,
+      "key.path=value, how to change the attention: RoPE.{partial_rope_version, top_k_rope_dim, "
+      "last_k_rope_dim, uniform_start_point, uniform_step, qk_tensor_path}, SVD.{method, low_rank, metric}, "
+      "convert.{calibration, refit_o, gqa2mha, from_scratch, balance} (docs/conversion.md)");
+  cli.add_option("--plan", o.plan, "a plan from --save-plan, instead of SETTINGS");
+  cli.add_option("--save-plan", o.save_plan, "JSON file for what was decided");
   cli.add_option("--to", o.to,
                  "hf, hf-current (MLA in MHA2MLA's current layout), nanotron or gguf (default: gguf if DST "
                  "ends in .gguf, "
@@ -95,8 +169,12 @@ void add_options(CLI::App& cli, Options& o) {
 
 int main(int argc, char** argv) {
   using namespace llatte;
-  App app("convert", "Turns a model into another format: Hugging Face, nanotron or GGUF.",
-          "convert model.gguf model-hf --dtype bf16");
+  App app(
+      "convert",
+      "Turns a model into another format (Hugging Face, nanotron, GGUF), or its attention into latent "
+      "attention.",
+      "convert model.gguf model-hf --dtype bf16\n  convert model-hf model-mla RoPE.partial_rope_version=4 "
+      "RoPE.top_k_rope_dim=4 RoPE.qk_tensor_path=qk.safetensors SVD.method=joint SVD.low_rank=16");
   Options o;
   add_options(app.cli, o);
   return app.run(argc, argv, [&] { run(app, o); });

@@ -1,7 +1,10 @@
 #include "convert/self_test.h"
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include "autograd/ops.h"
+#include "convert/low_rank.h"
+#include "models/partial_rope.h"
 #include "tensor/alloc.h"
 
 namespace llatte {
@@ -43,19 +46,15 @@ bool at_most_16_bits(const Checkpoint& c) {
 
 // The coarsest rounding the result added to the source's own.
 double added_rounding(const Checkpoint& source, const Checkpoint& result) {
+  std::map<std::string, std::string> before;
+  for (const auto& [name, w] : source.weights) before[name] = w.dtype;
   double worst = 0;
-  for (size_t i = 0; i < result.weights.size(); ++i) {
-    const std::string &from = source.weights[i].second.dtype, &to = result.weights[i].second.dtype;
-    if (from != to) worst = std::max(worst, rounding_of(to));
-  }
+  for (const auto& [name, w] : result.weights)
+    if (before[name] != w.dtype) worst = std::max(worst, rounding_of(w.dtype));
   return worst;
 }
 
-}  // namespace
-
-SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result) {
-  const bool narrow = at_most_16_bits(source) && at_most_16_bits(result);
-  const DType dtype = narrow ? DType::bf16 : DType::f32;
+SelfTest compared(const Checkpoint& source, const Checkpoint& result, DType dtype, double tolerance) {
   const Tensor tokens_1T = some_tokens(source.config);
   const std::vector<float> a = logits_of(source, tokens_1T, dtype), b = logits_of(result, tokens_1T, dtype);
   LLATTE_CHECK(a.size() == b.size(), "self-test: ", a.size(), " logits became ", b.size());
@@ -65,9 +64,68 @@ SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result) {
     if (!(error <= t.max_error) && !std::isnan(t.max_error)) t.max_error = error;  // a NaN comes and stays
     t.max_logit = std::max(t.max_logit, std::abs(double(a[i])));
   }
-  // Independent roundings grow with the depth of the network; a wrong layout makes errors as large as the
-  // logits themselves, so there is room between the two.
-  t.tolerance = std::min(0.25, 64 * added_rounding(source, result));
+  t.tolerance = tolerance;
+  return t;
+}
+
+// Independent roundings grow with the depth of the network; a wrong layout makes errors as large as the
+// logits themselves, so there is room between the two.
+double rounding_tolerance(const Checkpoint& source, const Checkpoint& result) {
+  return std::min(0.25, 64 * added_rounding(source, result));
+}
+
+constexpr int64_t kLarge = 1'000'000'000;  // parameters
+
+// The model of the first layer alone, where it is large.
+Checkpoint sample_of(Checkpoint c) {
+  if (param_count(c.config) <= kLarge) return c;
+  c.config.num_hidden_layers = 1;
+  if (c.config.mla) {
+    c.config.mla->kept.resize(1);
+    if (c.config.mla->scores.defined()) c.config.mla->scores = c.config.mla->scores.slice(0, 0, 1);
+  }
+  std::map<std::string, WeightInfo> all(c.weights.begin(), c.weights.end());
+  c.weights.clear();
+  for (const auto& [name, shape] : param_shapes(c.config)) c.weights.push_back({name, all.at(name)});
+  return c;
+}
+
+ConversionPlan with_all_pairs(const ConversionPlan& plan) {
+  ConversionPlan p = without_svd(plan);
+  MlaConfig& m = *p.config.mla;
+  p.settings.metric = Metric::plain, p.settings.rope = m.rope = PartialRope{}, m.scores = {};
+  p.settings.from_scratch = false;
+  m.kept = choose_pairs(p.config);
+  for (size_t l = 0; l < p.layers.size(); ++l) p.layers[l].kept = m.kept[l];
+  return p;
+}
+
+bool exact(const ConversionPlan& plan) {
+  const LatentWidths w = latent_widths(plan.config);
+  return !plan.settings.from_scratch &&
+         exact_ranks(plan.settings.svd.method, w.lost, w.kept + w.lost, plan.config.hidden_size) > 0;
+}
+
+}  // namespace
+
+SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result) {
+  const bool narrow = at_most_16_bits(source) && at_most_16_bits(result);
+  return compared(source, result, narrow ? DType::bf16 : DType::f32, rounding_tolerance(source, result));
+}
+
+MlaSelfTest test_conversion(const Checkpoint& source, const ConversionPlan& plan, const Checkpoint& converted,
+                            const Checkpoint& written) {
+  const auto run = [](const Checkpoint& a, const Checkpoint& b, double tolerance) {
+    return compared(sample_of(a), sample_of(b), DType::f32, tolerance);
+  };
+  MlaSelfTest t;
+  // 1e-4: sums in f32 taken in another order, 1e-7 each, through all layers.
+  t.original = run(source, convert_to_mla(source, with_all_pairs(plan)), 1e-4);
+  if (exact(plan))
+    t.full_rank =
+        run(convert_to_mla(source, without_svd(plan)), convert_to_mla(source, at_full_rank(plan)), 1e-4);
+  // Products of factors as they are stored, against products of them in f64.
+  t.written = run(converted, written, std::max(1e-4, rounding_tolerance(converted, written)));
   return t;
 }
 

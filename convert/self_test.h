@@ -1,7 +1,8 @@
 // Is the checkpoint that was written the model that was read? Both are run on the same tokens, one after the
 // other, so that only one is in memory.
 #pragma once
-#include "models/checkpoint.h"
+#include <optional>
+#include "convert/mla.h"
 
 namespace llatte {
 
@@ -14,5 +15,16 @@ struct SelfTest {
 
 // Runs in f32, or in bf16 where neither holds more than 16 bits a weight.
 SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result);
+
+// A conversion to MLA proves itself three times, in f32 on the same tokens. Models of more than 10^9
+// parameters are cut to their first layer: the layers are converted alike.
+struct MlaSelfTest {
+  SelfTest original;                  // RoPE kept on all pairs and no SVD: the source's logits
+  std::optional<SelfTest> full_rank;  // latents that lose nothing: the same as without SVD. Not for methods
+                                      // that are exact at no rank, nor for random weights
+  SelfTest written;                   // the files that were written: the conversion in memory
+};
+MlaSelfTest test_conversion(const Checkpoint& source, const ConversionPlan& plan, const Checkpoint& converted,
+                            const Checkpoint& written);
 
 }  // namespace llatte

@@ -11,6 +11,9 @@ import unittest
 
 APPS = sys.argv.pop(1)
 TINY = "test/fixtures/tiny-llama/tiny-llama"
+MLA = "test/fixtures/tiny-mla/base"
+BY_SCORE = ("RoPE.partial_rope_version=4", "RoPE.top_k_rope_dim=3",
+            "RoPE.qk_tensor_path=test/fixtures/tiny-mla/scores/qk_tensor.safetensors")
 TOKENIZER = "test/fixtures/lm-eval/tokenizer"
 
 
@@ -105,10 +108,60 @@ class ConvertTest(unittest.TestCase):
         source = self.changed("nan", lambda head: [float("nan")] + list(head[1:]))
         self.assertIn("differ by up to nan", convert(source, self.at("a"), code=1).stderr)
 
-    def test_latent_attention_is_converted_but_not_run(self):
+    def test_a_latent_model_passes_through_its_formats(self):
         p = convert("test/fixtures/nanotron/mla_m7_tp2", self.at("hf"))
-        self.assertIn("self-test left out: latent attention cannot be run yet", p.stdout)
+        self.assertIn("self-test: logits agree, largest difference 0 ", p.stdout)
         self.assertEqual(weights(self.at("hf")), weights_sorted("test/fixtures/nanotron/mla_m7_hf", self))
+
+    def test_to_mla(self):
+        r = self.report(MLA, self.at("joint"), *BY_SCORE, "SVD.method=joint", "SVD.low_rank=6",
+                        "--save-plan", self.at("plan.json"))
+        c = config(MLA)
+        dims = 2 * c["num_key_value_heads"] * c["head_dim"] * c["num_hidden_layers"]
+        self.assertEqual(r["cache_bytes_per_token_before"], 4 * dims)
+        for layer in r["layers"]:  # 3 pairs of 2 heads, and 6 ranks for each
+            self.assertEqual(layer["cache_values_per_token_after"], 2 * 3 * 2 + 6 * 2)
+            self.assertEqual([len(pairs) for pairs in layer["kept_pairs"]], [3, 3])
+            self.assertEqual((layer["rank_k"], layer["rank_v"], layer["shared_latent"]), (12, 12, True))
+            self.assertGreater(layer["error"], 0)
+            self.assertGreater(layer["error_of"], layer["error"])
+        self.assertLess(r["self_test_max_error"], 1e-4)
+        written = config(self.at("joint"))
+        self.assertEqual(written["SVD"], {"method": 7, "low_rank": 6})
+        self.assertEqual(written["RoPE"]["partial_rope_version"], 4)
+        self.assertTrue(os.path.exists(self.at("joint/" + written["RoPE"]["qk_tensor_path"])))
+        convert(MLA, self.at("again"), "--plan", self.at("plan.json"))
+        self.assertEqual(weights(self.at("again")), weights(self.at("joint")))
+        p = convert(self.at("joint"), self.at("nano"), "--to", "nanotron")  # an MLA is a model like others
+        self.assertIn("self-test: logits agree, largest difference 0 ", p.stdout)
+
+    def test_to_mla_says_what_it_did(self):
+        out = convert(MLA, self.at("a"), *BY_SCORE, "SVD.method=split", "SVD.low_rank=4").stdout
+        for words in ("pairs that keep RoPE", "layer 1: factoring lost",
+                      "cached values per token and layer: 64 before, 28 after",
+                      "self-test: RoPE on all pairs, no SVD, is the source",
+                      "self-test: full rank is partial RoPE without SVD", "self-test: the files are the conversion"):
+            self.assertIn(words, out)
+        out = convert(MLA, self.at("b"), *BY_SCORE, "SVD.method=5", "SVD.low_rank=4", "--dtype", "bf16").stdout
+        self.assertIn("full rank left out", out)
+        for more in (["convert.gqa2mha=true", "SVD.method=7"], ["convert.from_scratch=true", "SVD.method=2"],
+                     ["SVD.method=0"]):
+            convert(MLA, self.at("c" + more[0]), *BY_SCORE, "SVD.low_rank=4", *more)
+
+    def test_refused_conversions(self):
+        with open("test/fixtures/tiny-mla/refuse.json") as f:
+            cases = json.load(f)["cases"]
+        for case in cases:
+            words = [f"{section}.{key}={'null' if value is None else value}"
+                     for section in ("RoPE", "SVD") for key, value in case[section].items()]
+            p = convert(MLA, self.at("x"), *words, code=1)
+            self.assertEqual(p.stderr.count("\n"), 1, p.stderr)
+        for words, said in ((["SVD.lowrank=3"], "did you mean SVD.low_rank?"), (["SVD"], "write key.path=value")):
+            self.assertIn(said, convert(MLA, self.at("x"), *words, code=1).stderr)
+        convert(MLA, self.at("x"), "SVD.method=7", "--plan", "p", code=2)
+        p = convert(MLA, self.at("x.gguf"), *BY_SCORE, "SVD.method=7", "SVD.low_rank=6", code=1)
+        self.assertIn("latent attention", p.stderr)
+        self.assertEqual(os.listdir(self.dir), [])
 
     def test_refusals(self):
         def said(*args, code=1):
@@ -120,7 +173,6 @@ class ConvertTest(unittest.TestCase):
         self.assertIn("exists already", said(TINY, self.at("there")))
         self.assertIn("does not exist", said(self.at("none"), self.at("x")))
         self.assertIn("have f32, bf16", said(TINY, self.at("x"), "--dtype", "q8_0"))
-        self.assertIn("not built yet", said(TINY, self.at("x"), "SVD.method=7"))
         said(TINY, self.at("x"), "--to", "onnx", code=2)
         said(TINY, code=2)
         self.assertIn("biases", said("test/fixtures/tiny-llama/qwen2", self.at("x"), "--to", "nanotron"))

@@ -1,0 +1,153 @@
+// Original and converted model side by side, one layer at a time: both streams of all windows are kept, [T,D]
+// each.
+//   T time  D model width  H query heads  E head width
+#include "convert/refit.h"
+#include <algorithm>
+#include <numeric>
+#include "autograd/ops.h"
+#include "nn/layers.h"
+#include "tensor/kernels.h"  // matmul
+#include "tensor/linalg.h"
+
+namespace llatte {
+namespace {
+
+namespace la = linalg;
+
+constexpr int64_t kWindows = 24;
+constexpr double kRidge = 1e-2;  // rho, as a share of the mean diagonal
+
+// Keeps the heads' outputs of the attention that runs.
+struct HeadOutputs final : AttentionProbe {
+  Var attention(int64_t, const Var&, const Var&, const Var&, const Var&, const Var& o_BTHE) override {
+    seen = o_BTHE.value;
+    return o_BTHE;
+  }
+  Tensor seen;
+};
+
+// One block of a checkpoint, its attention and its feed-forward to be run apart.
+class Layer final : public Module {
+ public:
+  Layer(const Checkpoint& from, int64_t l)
+      : attention_norm_(from.config.hidden_size, from.config.rms_norm_eps, DType::f32),
+        mlp_norm_(from.config.hidden_size, from.config.rms_norm_eps, DType::f32),
+        attention_(make_attention(attention_config(from.config, l, DType::f32))),
+        mlp_(from.config.hidden_size, from.config.intermediate_size, DType::f32) {
+    params(str("model.layers.", l, "."),
+           [&](const std::string& name, Var& p) { p.value = from.read(name, DType::f32); });
+  }
+  Tensor attend(const Tensor& x_BTD, const AttentionInput& in) const {
+    return attention_->forward(attention_norm_(constant(x_BTD)), in).value;
+  }
+  // x + SwiGLU(RMSNorm(x)).
+  Tensor feed_forward(const Tensor& x_BTD) const {
+    const Var x = constant(x_BTD);
+    return add(x, mlp_(mlp_norm_(x))).value;
+  }
+  void params(const std::string& prefix, const ParamFn& f) override {
+    attention_norm_.params(prefix + "input_layernorm.", f);
+    attention_->params(prefix + "self_attn.", f);
+    mlp_norm_.params(prefix + "post_attention_layernorm.", f);
+    mlp_.params(prefix + "mlp.", f);
+  }
+
+ private:
+  RmsNorm attention_norm_, mlp_norm_;
+  std::unique_ptr<Attention> attention_;
+  Mlp mlp_;
+};
+
+Tensor sum_of(const Tensor& a, const Tensor& b) {
+  Tensor y = Tensor::empty_like(a);
+  kernels::add(a, b, y);
+  return y;
+}
+
+// sum += a^T b, both f32 (.., n).
+void add_product(const Tensor& a, const Tensor& b, Tensor& sum) {
+  const auto rows = [](const Tensor& x, int64_t n) { return x.to(DType::f64).reshape({-1, n}); };
+  kernels::matmul(rows(a, sum.size(0)).transpose(0, 1), rows(b, sum.size(1)), sum, 1);
+}
+
+// What the attention would have to add for the converted stream to become the original one: y + x -
+// x_converted.
+Tensor target(const Tensor& y, const Tensor& x, const Tensor& x_converted) {
+  Tensor t = Tensor::empty_like(y);
+  for (int64_t i = 0; i < t.numel(); ++i)
+    t.data<float>()[i] = y.data<float>()[i] + x.data<float>()[i] - x_converted.data<float>()[i];
+  return t;
+}
+
+// The streams of one window.
+struct Window {
+  Tensor x_BTD, converted_BTD, heads;  // heads: (B,T,HE) of the converted model's layer
+};
+
+std::vector<Window> embedded(const Checkpoint& source, const Tensor& tokens_NT) {
+  const Tensor table_VD = source.read("model.embed_tokens.weight", DType::f32);
+  const int64_t T = tokens_NT.size(1), D = source.config.hidden_size;
+  std::vector<Window> windows;
+  for (int64_t n = 0; n < std::min(kWindows, tokens_NT.size(0)); ++n) {
+    Tensor x_TD = Tensor::empty({T, D}, DType::f32);
+    kernels::embedding_fwd(tokens_NT.slice(0, n, n + 1).contiguous().reshape({T}), table_VD, x_TD);
+    const Tensor x_BTD = x_TD.reshape({1, T, D});
+    windows.push_back({x_BTD, x_BTD, {}});
+  }
+  return windows;
+}
+
+// W_o f64 [D,HE] from aa = sum of a a^T [HE,HE] and at = sum of a t^T [HE,D] over N tokens.
+Tensor solved(const Tensor& aa, const Tensor& at, const Tensor& wo_DA, double N) {
+  Tensor left = la::scaled_rows(aa, Tensor::full({aa.size(0)}, 1 / N, DType::f64));
+  Tensor right = la::scaled_rows(at, Tensor::full({at.size(0)}, 1 / N, DType::f64));
+  const double rho = kRidge * la::mean_diagonal(left);
+  const Tensor prior = la::transposed(wo_DA);
+  for (int64_t i = 0; i < right.numel(); ++i) right.data<double>()[i] += rho * prior.data<double>()[i];
+  return la::transposed(la::solve_spd(la::add_to_diagonal(left, rho), right));
+}
+
+Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_t l, const RopeTable& rope,
+                   const Tensor& pos_T, std::vector<Window>& windows) {
+  const LlamaConfig& c = source.config;
+  const int64_t D = c.hidden_size, A = c.num_attention_heads * c.head_dim, T = pos_T.size(0);
+  const Layer original(source, l), changed(converted, l);
+  Tensor aa = Tensor::zeros({A, A}, DType::f64), at = Tensor::zeros({A, D}, DType::f64);
+  HeadOutputs probe;
+  for (Window& w : windows) {
+    const Tensor y_BTD = original.attend(w.x_BTD, {rope, pos_T, l});
+    changed.attend(w.converted_BTD, {rope, pos_T, l, nullptr, &probe});
+    w.heads = probe.seen.contiguous().reshape({1, T, A});
+    add_product(w.heads, w.heads, aa);
+    add_product(w.heads, target(y_BTD, w.x_BTD, w.converted_BTD), at);
+    w.x_BTD = original.feed_forward(sum_of(w.x_BTD, y_BTD));
+  }
+  const std::string name = str("model.layers.", l, ".self_attn.o_proj.weight");
+  const Tensor wo = solved(aa, at, source.read(name, DType::f64),
+                           static_cast<double>(windows.size()) * static_cast<double>(T))
+                        .to(DType::f32);
+  for (Window& w : windows)
+    w.converted_BTD =
+        changed.feed_forward(sum_of(w.converted_BTD, linear(constant(w.heads), constant(wo)).value));
+  return wo;
+}
+
+}  // namespace
+
+std::vector<Tensor> refit_o(const Checkpoint& source, const Checkpoint& converted, const Tensor& tokens_NT) {
+  const NoGrad off;
+  const int64_t T = tokens_NT.size(1);
+  LLATTE_CHECK(T <= source.config.max_position_embeddings, "convert.refit_o: the calibration windows have ",
+               T, " tokens, the model ", source.config.max_position_embeddings, " positions");
+  std::vector<int32_t> positions(static_cast<size_t>(T));
+  std::iota(positions.begin(), positions.end(), 0);
+  const Tensor pos_T = Tensor::from(positions, {T});
+  const RopeTable rope = make_rope_table(rope_frequencies(source.config), T, DType::f32);
+  std::vector<Window> windows = embedded(source, tokens_NT);
+  std::vector<Tensor> fitted;
+  for (int64_t l = 0; l < source.config.num_hidden_layers; ++l)
+    fitted.push_back(refit_layer(source, converted, l, rope, pos_T, windows));
+  return fitted;
+}
+
+}  // namespace llatte
