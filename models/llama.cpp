@@ -168,7 +168,7 @@ Var Llama::loss(const Tensor& tokens_BT, const Tensor& targets_BT) {
   return linear_cross_entropy(hidden_ND, impl_->head_weight(), targets_BT.contiguous().reshape({N}));
 }
 
-Tensor Llama::losses(const Tensor& tokens_BT, const Tensor& targets_BT) {
+Tensor Llama::losses(const Tensor& tokens_BT, const Tensor& targets_BT, KvCache* cache) {
   const NoGrad off;
   LLATTE_CHECK(tokens_BT.shape() == targets_BT.shape(), "llama: tokens are ", tokens_BT.shape(),
                " but targets ", targets_BT.shape());
@@ -178,9 +178,10 @@ Tensor Llama::losses(const Tensor& tokens_BT, const Tensor& targets_BT) {
     if (all[n] != -100) rows.push_back(static_cast<int32_t>(n)), targets.push_back(all[n]);
   const auto N = static_cast<int64_t>(rows.size()), D = impl_->c.hidden_size;
   Tensor losses_N = Tensor::empty({N}, acc_dtype(dtype())), no_dx, no_dw;
+  if (N == 0 && !cache) return losses_N;
+  const Tensor hidden_BTD = hidden(tokens_BT, cache).value;
   if (N == 0) return losses_N;
   // Only rows that count meet the vocabulary: picking rows of a matrix is what an embedding does.
-  const Tensor hidden_BTD = hidden(tokens_BT).value;
   Tensor x_ND = Tensor::empty({N, D}, dtype());
   kernels::embedding_fwd(Tensor::from(rows, {N}), hidden_BTD.reshape({tokens_BT.numel(), D}), x_ND);
   kernels::linear_cross_entropy(x_ND, impl_->head_weight().value, Tensor::from(targets, {N}), -100, losses_N,

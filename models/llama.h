@@ -119,7 +119,8 @@ class Llama : public Module {
   // Mean cross-entropy of predicting targets i32 [B,T] (-100: ignored); acc, shape ().
   Var loss(const Tensor& tokens_BT, const Tensor& targets_BT);
   // Each term of that mean: -log softmax of every target that is not -100, row by row; acc [N]. No gradient.
-  Tensor losses(const Tensor& tokens_BT, const Tensor& targets_BT);
+  // With a cache, the tokens come after its contents and join it.
+  Tensor losses(const Tensor& tokens_BT, const Tensor& targets_BT, KvCache* cache = nullptr);
 
   // For B sequences of up to S tokens, kept as `t`, or in the model's dtype.
   KvCache make_cache(int64_t B, int64_t S, std::optional<CacheType> t = std::nullopt) const;
