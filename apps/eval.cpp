@@ -14,6 +14,7 @@ namespace {
 
 struct Options {
   ModelOptions model;
+  CacheOption cache;
   std::string text, data, items, out;
   int64_t window = 2048, stride = 0, max_windows = 0, max_pages = 0;
   int64_t read_at_most = 0;  // wikitext and choices; 0: as the model has positions
@@ -38,22 +39,21 @@ void ppl(const App& app, const Options& o) {
   const auto windows = o.stride ? sliding_windows(n, o.window, o.stride, o.max_windows)
                                 : non_overlapping_windows(n, o.window, o.max_windows);
   EvalProgress progress("ppl");
-  const Perplexity p = perplexity(*model, ids, windows, 4096, std::ref(progress));
+  const Perplexity p = perplexity(*model, ids, windows, 4096, std::ref(progress), o.cache.type());
   const double rate = p.seconds > 0 ? static_cast<double>(p.tokens) / p.seconds : 0;
   const std::string kind = o.stride ? "sliding" : "non-overlapping";
-  if (app.json)
-    return app.print_json({{"nll", p.nll},
-                           {"ppl", p.ppl},
-                           {"tokens", p.tokens},
-                           {"windows", p.windows},
-                           {"seconds", p.seconds},
-                           {"tokens_per_s", rate},
-                           {"kind", kind},
-                           {"window", o.window},
-                           {"stride", o.stride ? o.stride : o.window}});
+  if (app.json) {
+    nlohmann::ordered_json j{
+        {"nll", p.nll},         {"ppl", p.ppl},         {"tokens", p.tokens},
+        {"windows", p.windows}, {"seconds", p.seconds}, {"tokens_per_s", rate},
+        {"kind", kind},         {"window", o.window},   {"stride", o.stride ? o.stride : o.window}};
+    if (!o.cache.word.empty()) j["cache"] = o.cache.word;
+    return app.print_json(j);
+  }
   std::cout << "perplexity " << p.ppl << "  nll " << p.nll << "  (" << p.tokens << " tokens in " << p.windows
             << ' ' << kind << " windows of " << o.window;
   if (o.stride) std::cout << ", stride " << o.stride;
+  if (!o.cache.word.empty()) std::cout << ", decoded through a cache of " << o.cache.word;
   std::cout << "; " << rate << " tokens/s)\n";
 }
 
@@ -168,6 +168,7 @@ CLI::App* add_ppl(App& app, Options& o) {
   sub->add_option("--stride", o.stride, "sliding windows this far apart (default: non-overlapping)")
       ->check(CLI::Range(1, 1 << 30));
   sub->add_option("--max-windows", o.max_windows, "stop after this many")->check(CLI::Range(1, 1 << 30));
+  o.cache.add_to(*sub, "score by decoding through a cache of such numbers (default: without a cache)");
   return sub;
 }
 

@@ -16,17 +16,11 @@ constexpr int64_t kChatReserve = 2048;  // tokens of cache a conversation starts
 
 struct Options {
   ModelOptions model;
-  std::string prompt, system, cache;
+  CacheOption cache;
+  std::string prompt, system;
   GenerateOptions generate;
   std::vector<std::string> stop_texts;
   bool prompted = false, chat = false, ignore_eos = false, stats = false;
-
-  std::optional<CacheType> cache_type() const {
-    if (cache.empty()) return std::nullopt;
-    LLATTE_CHECK(cache == "f32" || cache == "bf16", "--cache ", cache,
-                 ": not built yet; there are f32 and bf16");
-    return cache == "f32" ? CacheType::f32 : CacheType::bf16;
-  }
 };
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -56,7 +50,7 @@ class Speaker {
         tokenizer_(o.model.load_tokenizer()),
         chat_template_(o.chat ? find_template(o.model) : ""),
         model_(o.model.load_model()),
-        session_(*model_, o.cache_type(), o.chat && !o.prompted ? kChatReserve : 0) {
+        session_(*model_, o.cache.type(), o.chat && !o.prompted ? kChatReserve : 0) {
     if (!o.system.empty()) talk_.push_back({"system", o.system});
   }
 
@@ -199,10 +193,7 @@ void add_options(CLI::App& cli, Options& o) {
       ->allow_extra_args(false)
       ->check([](const std::string& s) { return s.empty() ? "a stop text must not be empty" : ""; });
   cli.add_flag("--ignore-eos", o.ignore_eos, "go on after an end-of-text token");
-  cli.add_option("--cache", o.cache,
-                 "numbers of the KV cache: f32 or bf16 (default: --dtype); a narrower cache saves "
-                 "memory, not time")
-      ->check(CLI::IsMember({"f32", "bf16", "int8", "int4"}));
+  o.cache.add_to(cli, "numbers of the KV cache (default: --dtype)");
   cli.add_flag("--stats", o.stats, "speed and cache size, on stderr");
 }
 

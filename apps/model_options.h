@@ -1,5 +1,5 @@
-// How every program that runs a model is told which: MODEL, --tokenizer, --dtype. MODEL is opened once, in
-// whatever format it is, when it is first asked for.
+// How every program that runs a model is told which: MODEL, --tokenizer, --dtype; and --cache. MODEL is
+// opened once, in whatever format it is, when it is first asked for.
 #pragma once
 #include <optional>
 #include "apps/common.h"
@@ -7,6 +7,22 @@
 #include "models/checkpoint.h"
 
 namespace llatte {
+
+// --cache: how a cache keeps its numbers.
+struct CacheOption {
+  std::string word;
+
+  void add_to(CLI::App& cli, const std::string& what) {
+    cli.add_option("--cache", word, what)->check(CLI::IsMember({"f32", "bf16", "int8", "int4"}));
+  }
+  std::optional<CacheType> type() const {
+    if (word.empty()) return std::nullopt;
+    return word == "f32"    ? CacheType::f32
+           : word == "bf16" ? CacheType::bf16
+           : word == "int8" ? CacheType::int8
+                            : CacheType::int4;
+  }
+};
 
 struct ModelOptions {
   std::string model, tokenizer_path, dtype_word = "f32";

@@ -1,7 +1,10 @@
 // Prefill and decoding speed of a model as llama-bench measures them: a prompt of N tokens in one pass into
 // an empty cache, and M tokens one at a time from an empty cache. The best of several rounds, in tokens per
 // second.
-//   bench/decode MODEL [--prompt 512] [--tokens 128] [--dtype f32|bf16] [--context 0] [--rounds 5]
+//   bench/decode MODEL [--prompt 512] [--tokens 128] [--dtype f32|bf16] [--context 0] [--cache T] [--rounds
+//   5]
+// With --context N, decoding starts after N tokens; --cache f32|bf16|int8|int4: how the cache keeps its
+// numbers.
 #include <algorithm>
 #include <chrono>
 #include "apps/model_options.h"
@@ -12,6 +15,7 @@ namespace {
 
 struct Options {
   ModelOptions model;
+  CacheOption cache;
   int64_t prompt = 512, tokens = 128, context = 0, rounds = 5;
 };
 
@@ -46,18 +50,23 @@ void run(const App& app, const Options& o) {
   const int64_t V = model->config().vocab_size;
   const Tensor prompt = some_ids(o.prompt, V), one = some_ids(1, V);
   const double prefill = tokens_per_s(o.rounds, o.prompt, [&] {
-    KvCache cache = model->make_cache(1, o.prompt);
+    KvCache cache = model->make_cache(1, o.prompt, o.cache.type());
     run_tokens(*model, prompt, cache);
   });
-  KvCache cache = model->make_cache(1, o.context + o.tokens);
+  KvCache cache = model->make_cache(1, o.context + o.tokens, o.cache.type());
   if (o.context > 0) run_tokens(*model, some_ids(o.context, V), cache);
   const double decode = tokens_per_s(o.rounds, o.tokens, [&] {
     for (auto& layer : cache.layers) layer->truncate(o.context);
     for (int64_t i = 0; i < o.tokens; ++i) run_tokens(*model, one, cache);
   });
-  if (app.json) return app.print_json({{"prefill_tokens_per_s", prefill}, {"decode_tokens_per_s", decode}});
-  std::cout << "prefill " << o.prompt << ": " << prefill << " tokens/s   decode " << o.tokens << ": "
-            << decode << " tokens/s\n";
+  const int64_t bytes = cache.bytes_per_token();
+  if (app.json)
+    return app.print_json({{"prefill_tokens_per_s", prefill},
+                           {"decode_tokens_per_s", decode},
+                           {"cache_bytes_per_token", bytes}});
+  std::cout << "prefill " << o.prompt << ": " << prefill << " tokens/s   decode " << o.tokens;
+  if (o.context > 0) std::cout << " after " << o.context;
+  std::cout << ": " << decode << " tokens/s   cache " << bytes << " bytes a token\n";
 }
 
 }  // namespace
@@ -71,6 +80,7 @@ int main(int argc, char** argv) {
   app.cli.add_option("--prompt", o.prompt, "tokens of the prompt")->check(CLI::Range(1, 1 << 20));
   app.cli.add_option("--tokens", o.tokens, "tokens written")->check(CLI::Range(1, 1 << 20));
   app.cli.add_option("--context", o.context, "tokens already in the cache")->check(CLI::Range(0, 1 << 20));
+  o.cache.add_to(app.cli, "numbers of the cache (default: --dtype)");
   app.cli.add_option("--rounds", o.rounds, "the best of this many")->check(CLI::Range(1, 1000));
   return app.run(argc, argv, [&] { run(app, o); });
 }

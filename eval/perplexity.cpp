@@ -50,10 +50,10 @@ std::vector<ScoreRequest> requests_of(std::span<const int32_t> tokens,
 }
 
 Perplexity perplexity(Llama& model, std::span<const int32_t> tokens, const std::vector<EvalWindow>& windows,
-                      int64_t batch_tokens, const ScoreProgress& progress) {
+                      int64_t batch_tokens, const ScoreProgress& progress, std::optional<CacheType> cache) {
   const auto start = std::chrono::steady_clock::now();
   Perplexity p;
-  for (const double ll : log_likelihoods(model, requests_of(tokens, windows), batch_tokens, progress))
+  for (const double ll : log_likelihoods(model, requests_of(tokens, windows), batch_tokens, progress, cache))
     p.nll -= ll;
   for (const EvalWindow& w : windows) p.tokens += w.end - w.scored;
   p.windows = static_cast<int64_t>(windows.size());

@@ -32,8 +32,31 @@ size_t batch_size(Batch longest_first, int64_t batch_tokens) {
   return n;
 }
 
+std::vector<double> numbers(const Tensor& t) { return t.to(DType::f64).to_vector<double>(); }
+
+// Few enough that latents are read in the absorbed form (nn/latent_attention.h), as a decoder does.
+constexpr int64_t kChunk = 16;
+
+// The same losses in the same order, but each chunk of tokens is run after the cache's contents.
+std::vector<double> losses_through(KvCache cache, Llama& model, const Tensor& inputs_BT,
+                                   const Tensor& targets_BT) {
+  const int64_t B = inputs_BT.size(0), T = inputs_BT.size(1);
+  std::vector<std::vector<double>> of_row(static_cast<size_t>(B));
+  for (int64_t begin = 0; begin < T; begin += kChunk) {
+    const int64_t end = std::min(T, begin + kChunk), n = end - begin;
+    const Tensor targets = targets_BT.slice(1, begin, end).contiguous();
+    const auto losses = numbers(model.losses(inputs_BT.slice(1, begin, end).contiguous(), targets, &cache));
+    const int32_t* target = targets.data<int32_t>();
+    for (size_t i = 0, at = 0; i < static_cast<size_t>(B * n); ++i)
+      if (target[i] != kIgnored) of_row[i / static_cast<size_t>(n)].push_back(losses[at++]);
+  }
+  std::vector<double> all;
+  for (const auto& row : of_row) all.insert(all.end(), row.begin(), row.end());
+  return all;
+}
+
 // Losses of the batch's targets, request after request, as f64 numbers.
-std::vector<double> losses_of(Llama& model, Batch batch) {
+std::vector<double> losses_of(Llama& model, Batch batch, std::optional<CacheType> cache) {
   const auto B = static_cast<int64_t>(batch.size()), T = inputs_of(*batch[0]);
   Tensor inputs_BT = Tensor::zeros({B, T}, DType::i32);  // padding: any id will do
   Tensor targets_BT = Tensor::full({B, T}, kIgnored, DType::i32);
@@ -42,7 +65,8 @@ std::vector<double> losses_of(Llama& model, Batch batch) {
     std::copy(r.tokens.begin(), r.tokens.end() - 1, inputs_BT.data<int32_t>() + b * T);
     std::copy(r.tokens.begin() + r.scored, r.tokens.end(), targets_BT.data<int32_t>() + b * T + r.scored - 1);
   }
-  return model.losses(inputs_BT, targets_BT).to(DType::f64).to_vector<double>();
+  if (cache) return losses_through(model.make_cache(B, T, cache), model, inputs_BT, targets_BT);
+  return numbers(model.losses(inputs_BT, targets_BT));
 }
 
 std::vector<const ScoreRequest*> longest_first(const std::vector<ScoreRequest>& requests) {
@@ -56,7 +80,8 @@ std::vector<const ScoreRequest*> longest_first(const std::vector<ScoreRequest>& 
 }  // namespace
 
 std::vector<double> log_likelihoods(Llama& model, const std::vector<ScoreRequest>& requests,
-                                    int64_t batch_tokens, const ScoreProgress& progress) {
+                                    int64_t batch_tokens, const ScoreProgress& progress,
+                                    std::optional<CacheType> cache) {
   int64_t done = 0, total = 0;
   for (const ScoreRequest& r : requests) {
     check_request(r, model.config().vocab_size);
@@ -66,7 +91,7 @@ std::vector<double> log_likelihoods(Llama& model, const std::vector<ScoreRequest
   std::vector<double> result(requests.size());
   for (Batch left(order); !left.empty();) {
     const Batch batch = left.first(batch_size(left, batch_tokens));
-    const std::vector<double> losses = losses_of(model, batch);
+    const std::vector<double> losses = losses_of(model, batch, cache);
     auto at = losses.begin();
     for (const ScoreRequest* r : batch) {
       const double sum = std::accumulate(at, at + targets_of(*r), 0.0);

@@ -2,9 +2,12 @@
 //   1. Positions restart at 0 in every request.
 //   2. Requests of similar length run together, padded on the right; attention is causal, so no token sees
 //      the padding, and batching changes results by rounding only.
-//   3. Log-softmax in f32 (f64 for f64 models), sums in f64, in the order of the tokens.
+//   3. Through a cache, tokens are fed a few at a time, as in decoding: each sees the earlier ones, and
+//      itself, as the cache holds them.
+//   4. Log-softmax in f32 (f64 for f64 models), sums in f64, in the order of the tokens.
 #pragma once
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 #include "models/llama.h"
@@ -21,8 +24,9 @@ struct ScoreRequest {
 using ScoreProgress = std::function<void(int64_t done, int64_t total)>;  // tokens read so far, and in all
 
 // In the order of the requests. A batch reads `batch_tokens` tokens at most, or one request. An id outside
-// the vocabulary, and a result that is not finite, are Errors.
+// the vocabulary, and a result that is not finite, are Errors. `cache`: score by decoding through such a one.
 std::vector<double> log_likelihoods(Llama& model, const std::vector<ScoreRequest>& requests,
-                                    int64_t batch_tokens = 4096, const ScoreProgress& progress = nullptr);
+                                    int64_t batch_tokens = 4096, const ScoreProgress& progress = nullptr,
+                                    std::optional<CacheType> cache = std::nullopt);
 
 }  // namespace llatte

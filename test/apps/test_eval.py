@@ -80,6 +80,18 @@ class Eval(unittest.TestCase):
         sliding = ok("ppl", TINY, "--data", self.ds, "--window", 16, "--stride", 4)
         self.assertEqual((sliding["tokens"], sliding["kind"]), (2 * self.T - 1, "sliding"))
 
+    def test_ppl_through_a_cache(self):
+        mla = FIX / "tiny-mla" / "nanotron-era" / "hf_v4_m7"
+        ids = self.dir / "small.ds"
+        ids.write_bytes(struct.pack("<80H", *((i * i * 7 + 3 * i) % 48 for i in range(80))))
+        for model, data in ((TINY, self.ds), (mla, ids)):
+            plain, cached = (ok("ppl", model, "--data", data, "--window", 20, *c)["nll"] for c in ((), ("--cache", "f32")))
+            self.assertLessEqual(abs(plain - cached), 1e-5)  # a mean of f32 losses, summed in another order
+            for kind, least, most in (("bf16", 1e-7, 1e-2), ("int8", 1e-7, 1e-2), ("int4", 1e-6, 0.1)):
+                got = ok("ppl", model, "--data", data, "--window", 20, "--cache", kind)
+                self.assertEqual(got["cache"], kind)
+                self.assertTrue(least < abs(got["nll"] - plain) < most, (kind, got["nll"], plain))
+
     def test_ppl_of_text(self):
         text = self.dir / "a.txt"
         text.write_text("The lake is one of the oldest in the world. " * 20)

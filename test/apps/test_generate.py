@@ -120,11 +120,10 @@ class Generate(unittest.TestCase):
 
     def test_cache_dtype(self):
         args = ("--max-tokens", 10, "--temperature", 0)
-        per_token = {c: ok(*args, "--cache", c)["cache_bytes_per_token"] for c in ("f32", "bf16")}
-        self.assertEqual(per_token, {"f32": 2 * 2 * 2 * 16 * 4, "bf16": 2 * 2 * 2 * 16 * 2})
-        for c in ("int8", "int4"):
-            self.fails(1, f"--cache {c}: not built yet; there are f32 and bf16", TINY, "--tokenizer", TOKENIZER,
-                       "--prompt", "a", "--cache", c)
+        per_token = {c: ok(*args, "--cache", c)["cache_bytes_per_token"] for c in ("f32", "bf16", "int8", "int4")}
+        rows = 2 * 2  # k and v, layers; 2 heads of 16 numbers, each a group with a scale of 2 bytes
+        self.assertEqual(per_token, {"f32": rows * 32 * 4, "bf16": rows * 32 * 2, "int8": rows * (32 + 4),
+                                     "int4": rows * (16 + 4)})
 
     def test_conversation(self):
         greedy = ("--max-tokens", 12, "--temperature", 0)
