@@ -3,6 +3,7 @@
 #include "apps/common.h"
 #include "models/checkpoint.h"
 #include "train/plan.h"
+#include "train/start_model.h"
 #include "train/trainer.h"
 
 namespace {
@@ -18,7 +19,9 @@ void on_signal(int signal) {
 llatte::LlamaConfig planned_model(const llatte::TrainConfig& c) {
   if (c.start_weights().empty()) return c.model;
   const auto say = [](const std::string& s) { std::cerr << s << std::endl; };
-  return llatte::open_checkpoint(llatte::start_folder(c.start_weights(), say)).config;
+  const llatte::Checkpoint start = llatte::open_checkpoint(llatte::start_folder(c.start_weights(), say));
+  llatte::check_model_keys(c, start.config, start.path.string());
+  return llatte::trained_config(c, start.config);
 }
 
 void print_plan(const llatte::App& app, const llatte::TrainConfig& c) {

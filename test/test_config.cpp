@@ -73,16 +73,17 @@ TEST_CASE("the reference loads once what comes later is left out") {
   const Folder f;
   f.write("base.yaml", "general: {seed: 7}\n");
   fs::copy_file("test/fixtures/config/reference.yaml", f.path / "reference.yaml");
-  const TrainConfig c = load_train_config(f.path / "reference.yaml",
-                                          {"model.model_config.RoPE=null", "model.model_config.SVD=null",
-                                           "model.model_config.HLA=null", "parallelism.dp=1"});
+  const TrainConfig c =
+      load_train_config(f.path / "reference.yaml", {"model.model_config.HLA=null", "parallelism.dp=1"});
   CHECK(c.seed == 42);
   CHECK(c.checkpoints.interval == 1800);
   CHECK(c.stages.at(0).folders == std::vector<std::string>{"folderA", "folderB"});
   CHECK(c.stages[0].weights == std::vector<double>{0.7, 0.3});
   CHECK(c.dtype == DType::bf16);
   CHECK(c.init_std == 0.0416);
-  CHECK(parameter_count(c.model) == 82101120);
+  REQUIRE(c.mla);  // 4 pairs of 32 keep RoPE, joint, rank 16 for each of 2 kv heads
+  const int64_t D = 384, k_and_v = 2 * 128 * D, mla = 16 * D + 32 * D + (128 - 16) * 32 + 128 * 32;
+  CHECK(param_count(c.model) == 82101120 - 22 * (k_and_v - mla));
   CHECK(c.schedule.decay_starting_step == 16200);
   CHECK(c.schedule.decay_style == "1-sqrt");
   CHECK(c.schedule.total_steps == 18000);
@@ -96,8 +97,8 @@ TEST_CASE("the reference loads once what comes later is left out") {
 }
 
 TEST_CASE("the configs that come with the project load") {
-  CHECK(parameter_count(load_train_config("configs/clm-60m.yaml").model) == 82101120);
-  CHECK(parameter_count(load_train_config("configs/smollm-135m.yaml").model) == 134515008);
+  CHECK(param_count(load_train_config("configs/clm-60m.yaml").model) == 82101120);
+  CHECK(param_count(load_train_config("configs/smollm-135m.yaml").model) == 134515008);
   CHECK(load_train_config("configs/smollm-135m.yaml").checkpoints.folder == "runs/smollm-135m");
   CHECK(load_train_config("configs/tiny.yaml").train_steps == 20);
 }
@@ -109,7 +110,7 @@ TEST_CASE("parameters are counted as the model has them") {
     for (const bool tied : {false, true}) {
       c.tie_word_embeddings = tied;
       Llama model(c, DType::bf16);
-      CHECK(param_count(model) == parameter_count(c));
+      CHECK(param_count(model) == param_count(c));
     }
   }
 }
@@ -171,18 +172,77 @@ TEST_CASE("what can't be honoured is an error") {
 }
 
 TEST_CASE("what later parts bring is refused until then") {
-  for (const std::string& o : std::vector<std::string>{
-           "model.model_config.RoPE.partial_rope_version=4", "model.model_config.SVD.method=7",
-           "model.model_config.SVD.version=7", "model.model_config.HLA.rope=aligned",
-           "optimizer.zero_stage=1", "distill.teacher=folder", "checkpoints.format=nanotron"}) {
+  for (const std::string& o :
+       std::vector<std::string>{"model.model_config.HLA.rope=aligned", "optimizer.zero_stage=1",
+                                "distill.teacher=folder", "checkpoints.format=nanotron"}) {
     INFO(o);
     const std::string said = refusal("", {o});
     CHECK(said.find("command line: " + o.substr(0, o.find('=')) + " is " + o.substr(o.find('=') + 1)) == 0);
     CHECK(said.find("not built yet") != std::string::npos);
   }
-  // The settings that leave the model as it is are upstream's baseline run.
-  CHECK(refusal("", {"model.model_config.RoPE.partial_rope_version=0", "model.model_config.SVD.method=0"})
-            .empty());
+}
+
+TEST_CASE("RoPE and SVD ask for latent attention, except on all pairs and without SVD: MHA2MLA's baseline") {
+  const std::string rope = "model.model_config.RoPE.", svd = "model.model_config.SVD.";
+  const TrainConfig baseline =
+      load("", {rope + "partial_rope_version=0", svd + "method=0", svd + "low_rank=8"});
+  CHECK(!baseline.mla);
+  CHECK(!baseline.model.mla);
+
+  for (const char* method : {"method=7", "version=7", "method=joint"}) {
+    const TrainConfig c =
+        load("", {rope + "partial_rope_version=3", rope + "top_k_rope_dim=2", rope + "last_k_rope_dim=1",
+                  rope + "n_gqa_group=3", svd + method, svd + "low_rank=16"});
+    REQUIRE(c.mla);
+    CHECK(c.model.mla->rope.top_k_rope_dim == 2);
+    CHECK(c.model.mla->svd.method == SvdMethod::joint);
+    CHECK(c.model.mla->svd.low_rank == 16);
+    CHECK(cache_values_per_layer(c.model) == 2 * (3 * 2 + 16));
+  }
+  CHECK(load("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=2"}).model.mla->svd.method ==
+        SvdMethod::none);
+
+  CHECK(refusal("", {svd + "method=9"}) ==
+        "command line: SVD.method is '9', expected 0 to 7, none, split, joint, only_key or only_value");
+  CHECK(refusal("", {svd + "low_rank=many"}) ==
+        "command line: SVD.low_rank is 'many', expected a whole number");
+  CHECK(refusal("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=33"})
+            .find("RoPE.top_k_rope_dim is 33, expected 0 to 32") != std::string::npos);
+  CHECK(refusal("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=2", rope + "n_gqa_group=2"})
+            .find("RoPE.n_gqa_group is 2, this model has 3 query heads") != std::string::npos);
+  CHECK(refusal("", {"convert.refit_o=true"}).find("neither model.model_config.RoPE nor SVD") !=
+        std::string::npos);
+  CHECK(refusal("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=2", svd + "metric=white"})
+            .find("SVD.metric=white says how to convert weights, but there are no start weights") !=
+        std::string::npos);
+}
+
+TEST_CASE("a config in MHA2MLA's own words loads unchanged but for the number of processes") {
+  const fs::path file = "test/fixtures/config/mha2mla.yaml";
+  CHECK_THROWS_WITH_AS(load_train_config(file), doctest::Contains("parallelism.dp is 8"), Error);
+  const TrainConfig c = load_train_config(file, {"parallelism.dp=1"});
+  CHECK(c.checkpoints.start == "checkpoints/smollm1_135m");
+  CHECK(c.model.mla->rope.partial_rope_version == 4);
+  CHECK(c.model.mla->svd.method == SvdMethod::split);
+  CHECK(c.schedule.decay_style == "1-sqrt");
+  REQUIRE(c.warnings.size() == 1);
+}
+
+TEST_CASE("every config of MHA2MLA's recipe that comes with the project loads") {
+  int n = 0;
+  for (const auto& e : fs::recursive_directory_iterator("configs/mla")) {
+    if (!e.is_regular_file()) continue;
+    INFO(e.path());
+    const TrainConfig c = load_train_config(e.path());
+    CHECK(c.schedule.learning_rate == 1e-4);
+    CHECK(c.adamw.weight_decay == 0);
+    CHECK(!c.start_weights().empty());
+    CHECK(c.checkpoints.folder.filename() == e.path().stem());
+    CHECK(c.run == e.path().stem());
+    CHECK((e.path().stem() == "baseline") == !c.mla);
+    ++n;
+  }
+  CHECK(n == 26);
 }
 
 TEST_CASE("settings that do not fit together") {

@@ -7,6 +7,7 @@
 #pragma once
 #include <filesystem>
 #include <set>
+#include "convert/settings.h"
 #include "models/llama.h"
 #include "optim/adamw.h"
 #include "optim/schedule.h"
@@ -37,6 +38,8 @@ struct TrainConfig {
 
   LlamaConfig model;
   std::set<std::string> model_keys;  // model_config keys that were given: start weights must agree with them
+  std::vector<std::string> mla_words;  // of RoPE, SVD and convert, as given
+  std::optional<MlaSettings> mla;  // what they ask for; none: ordinary attention. model.mla is set with it
   DType dtype = DType::f32;
   double init_std = 0.02;
   std::string init_path;
@@ -70,7 +73,13 @@ TrainConfig load_train_config(const std::filesystem::path& file,
 // Every key the schema knows, lists written as `data_stages.*.name`.
 std::vector<std::string> known_config_keys();
 
-// Throws where a model_config key that was given differs from the start weights' config.
+// The parameters that optimizer.freeze_non_attn leaves to train, of every kind of attention.
+inline bool is_attention_or_norm(const std::string& name) {
+  return name.find("self_attn") != std::string::npos || name.find("norm") != std::string::npos;
+}
+
+// Throws where a model_config key that was given differs from the start weights' config; RoPE and SVD too, if
+// those have latent attention already.
 void check_model_keys(const TrainConfig& c, const LlamaConfig& loaded, const std::string& path);
 
 }  // namespace llatte

@@ -7,18 +7,23 @@
 namespace llatte {
 namespace {
 
-int64_t attention_parameters(const LlamaConfig& m) {
-  const int64_t D = m.hidden_size, E = m.head_dim, H = m.num_attention_heads, K = m.num_key_value_heads;
-  return 2 * D * H * E + 2 * D * K * E + (m.qkv_bias ? (H + 2 * K) * E : 0) + (m.qk_norm ? 2 * E : 0);
+// What optimizer.freeze_non_attn leaves to train.
+int64_t attention_and_norm_parameters(const LlamaConfig& m) {
+  int64_t n = 0;
+  for (const auto& [name, shape] : param_shapes(m))
+    if (is_attention_or_norm(name)) n += numel_of(shape);
+  return n;
 }
 
-int64_t norm_parameters(const LlamaConfig& m) { return (2 * m.num_hidden_layers + 1) * m.hidden_size; }
-
 // What one block's closures hold per token, in elements: x and its norm twice (4 D), the rotated q and the
-// attention output (2 H E), the rotated k, and v (2 K E), gate, up and their product (3 F).
+// attention output (2 H E), the rotated k, and v (2 K E), gate, up and their product (3 F); with latent
+// attention also the latents and the two parts of k.
 int64_t block_elements(const LlamaConfig& m) {
-  return 4 * m.hidden_size + 2 * (m.num_attention_heads + m.num_key_value_heads) * m.head_dim +
-         3 * m.intermediate_size;
+  const int64_t plain = 4 * m.hidden_size + 2 * (m.num_attention_heads + m.num_key_value_heads) * m.head_dim +
+                        3 * m.intermediate_size;
+  if (!is_latent(m)) return plain;
+  const LatentWidths w = latent_widths(m);
+  return plain + w.kept + w.lost + w.rank_k + (w.shared ? 0 : w.rank_v);
 }
 
 std::string mib(int64_t bytes) { return str((bytes + (1 << 19)) >> 20, " MiB"); }
@@ -35,20 +40,21 @@ std::string schedule_lines(const Schedule& s) {
   return os.str();
 }
 
-}  // namespace
-
-int64_t parameter_count(const LlamaConfig& m) {
-  const int64_t mlp = 3 * m.hidden_size * m.intermediate_size;
-  return (m.tie_word_embeddings ? 1 : 2) * m.vocab_size * m.hidden_size +
-         m.num_hidden_layers * (attention_parameters(m) + mlp) + norm_parameters(m);
+std::string attention_line(const LlamaConfig& m) {
+  if (!m.mla) return "";
+  return str("attention: RoPE on ", kept_pairs(m), " of ", m.head_dim / 2, " pairs a head, SVD method ",
+             static_cast<int>(m.mla->svd.method), ", ", cache_values_per_layer(m),
+             " cached values per token and layer instead of ", 2 * m.num_key_value_heads * m.head_dim, '\n');
 }
+
+}  // namespace
 
 TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m) {
   TrainPlan p;
   const auto width = static_cast<int64_t>(size_of(c.dtype));
   const int64_t rows = c.micro_batch * c.sequence_length, L = m.num_hidden_layers;
-  p.parameters = parameter_count(m);
-  p.trained_parameters = c.freeze_non_attn ? L * attention_parameters(m) + norm_parameters(m) : p.parameters;
+  p.parameters = param_count(m);
+  p.trained_parameters = c.freeze_non_attn ? attention_and_norm_parameters(m) : p.parameters;
   p.tokens_per_step = c.tokens_per_step();
   p.total_tokens = p.tokens_per_step * c.train_steps;
   p.weight_bytes = p.parameters * width;
@@ -68,9 +74,9 @@ std::string describe_plan(const TrainConfig& c, const LlamaConfig& m) {
      << m.hidden_size << ", L " << m.num_hidden_layers << ", H " << m.num_attention_heads << ", K "
      << m.num_key_value_heads << ", E " << m.head_dim << ", F " << m.intermediate_size << ", V "
      << m.vocab_size << ")\n"
-     << "tokens:   " << p.tokens_per_step << " per step (" << c.micro_batch << " sequences of "
-     << c.sequence_length << ", accumulated " << c.accumulation << " times), " << p.total_tokens
-     << " in all\n"
+     << attention_line(m) << "tokens:   " << p.tokens_per_step << " per step (" << c.micro_batch
+     << " sequences of " << c.sequence_length << ", accumulated " << c.accumulation << " times), "
+     << p.total_tokens << " in all\n"
      << "memory:   about " << mib(p.total_bytes()) << ": weights " << mib(p.weight_bytes) << ", gradients "
      << mib(p.gradient_bytes) << ", optimizer " << mib(p.optimizer_bytes) << ", activations "
      << mib(p.activation_bytes) << (c.recompute_layer ? " (recomputed layer by layer)\n" : "\n")

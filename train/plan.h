@@ -15,7 +15,6 @@ struct TrainPlan {
   int64_t total_bytes() const { return weight_bytes + gradient_bytes + optimizer_bytes + activation_bytes; }
 };
 
-int64_t parameter_count(const LlamaConfig& m);
 TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& model);
 std::string describe_plan(const TrainConfig& c, const LlamaConfig& model);
 

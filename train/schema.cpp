@@ -222,19 +222,30 @@ void read_rope_scaling(TrainConfig& c, const KeyValue& kv) {
     kv.refuse("only llama3's rope_scaling is supported");
 }
 
-// Versions of RoPE and methods of SVD that change nothing are the plain model; all others come with
-// conversion.
+// A word for the conversion to latent attention (convert/settings.h), whose keys these are.
+Read mla_word(const std::string& key) {
+  return or_null([=](TrainConfig& c, const KeyValue& kv) {
+    const std::string word = key + "=" + text_value(kv.setting.value, kv);
+    try {
+      parse_mla_settings({word});
+    } catch (const Error& e) {
+      LLATTE_FAIL(kv.setting.where, ": ", e.what());
+    }
+    c.mla_words.push_back(word);
+  });
+}
+
 void latent_rules(std::vector<KeyRule>& t, const std::string& at) {
-  const std::string later = "training with latent attention is not built yet; leave it out";
-  for (const char* section : {"RoPE", "SVD", "HLA"}) add(t, at + section, refused(later));
-  add(t, at + "RoPE.partial_rope_version", or_null(only(0, later)));
-  for (const char* k :
-       {"top_k_rope_dim", "last_k_rope_dim", "uniform_start_point", "uniform_step", "n_gqa_group"})
-    accept(t, at + "RoPE." + k, any_whole);
-  accept(t, at + "RoPE.qk_tensor_path", any_text);
-  for (const char* k : {"method", "version"}) add(t, at + "SVD." + k, or_null(only(0, later)));
-  accept(t, at + "SVD.low_rank", any_whole);
-  for (const char* k : {"metric", "allocate"}) accept(t, at + "SVD." + k, any_text);
+  for (const char* section : {"RoPE", "SVD"}) add(t, at + section, refused("set the keys below it, or null"));
+  for (const char* k : {"partial_rope_version", "top_k_rope_dim", "last_k_rope_dim", "uniform_start_point",
+                        "uniform_step", "qk_tensor_path", "n_gqa_group"})
+    add(t, at + "RoPE." + k, mla_word(str("RoPE.", k)));
+  for (const char* k : {"method", "version", "low_rank", "metric", "allocate"})
+    add(t, at + "SVD." + k, mla_word(str("SVD.", k)));
+  for (const char* k : {"calibration", "refit_o", "gqa2mha", "from_scratch", "balance"})
+    add(t, str("convert.", k), mla_word(str("convert.", k)));
+  const std::string later = "training with HLA is not built yet; leave it out";
+  add(t, at + "HLA", refused(later));
   for (const char* k : {"rope", "cache", "factor_q", "rank_q", "rank_k", "rank_v", "metric", "allocate",
                         "frequencies", "rope_pairs", "head_block", "calibration"})
     add(t, at + "HLA." + k, refused(later));

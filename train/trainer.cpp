@@ -3,6 +3,7 @@
 #include <cmath>
 #include "models/checkpoint.h"
 #include "models/hf.h"
+#include "train/start_model.h"
 
 namespace llatte {
 namespace {
@@ -12,10 +13,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-bool is_attention_or_norm(const std::string& name) {
-  return name.find("self_attn") != std::string::npos || name.find("norm") != std::string::npos;
 }
 
 void check_finite(const char* what, double value, int64_t step, double lr) {
@@ -213,6 +210,11 @@ void Trainer::start_from(const fs::path& checkpoint) {
   const std::string changed = changed_settings(state_.settings, config_.settings);
   if (!changed.empty()) progress_.note("resuming with other settings than the checkpoint's: " + changed);
   model_ = load_hf(checkpoint, config_.dtype);
+  LLATTE_CHECK(!converts(config_, model_->config()), checkpoint.string(), " has no latent attention, but ",
+               config_.file,
+               " asks for it with RoPE and SVD; name it in model.init_method.path and train into another "
+               "checkpoints.checkpoints_path");
+  if (config_.mla && config_.mla->gqa2mha) config_.model_keys.erase("num_key_value_heads");  // was changed
   check_model_keys(config_, model_->config(), checkpoint.string());
   make_optimizer();
   load_optimizer(checkpoint, *optimizer_);
@@ -227,18 +229,22 @@ void Trainer::start_fresh() {
   state_.settings = config_.settings;
   tokenizer_ = read_tokenizer(config_.tokenizer);
   if (config_.start_weights().empty()) {
-    model_ = std::make_unique<Llama>(config_.model, config_.dtype);
-    model_->init(config_.seed, config_.init_std);
+    model_ = new_model(config_);
     return make_optimizer();
   }
   const fs::path start =
       start_folder(config_.start_weights(), [&](const std::string& s) { progress_.note(s); });
   const Checkpoint checkpoint = open_checkpoint(start);
-  model_ = load_model(checkpoint, config_.dtype);
-  check_model_keys(config_, model_->config(), start.string());
+  check_model_keys(config_, checkpoint.config, start.string());
+  const bool converted = converts(config_, checkpoint.config);
+  model_ = start_model(config_, checkpoint);
+  if (converted)
+    progress_.note(str(
+        "converted the attention of ", start.string(), ": ", cache_values_per_layer(checkpoint.config),
+        " cached values per token and layer before, ", cache_values_per_layer(model_->config()), " after"));
   if (tokenizer_.json.empty()) tokenizer_ = {checkpoint.tokenizer_json, start.string()};
   make_optimizer();
-  if (config_.checkpoints.start.empty() || !has_trainer_state(start)) return;
+  if (converted || config_.checkpoints.start.empty() || !has_trainer_state(start)) return;
   state_ = read_state(start);
   state_.settings = config_.settings;
   if (config_.checkpoints.load_optimizer) load_optimizer(start, *optimizer_);
