@@ -244,3 +244,99 @@ TEST_CASE("f16 on disk widens exactly") {
   const auto model = load_hf(t.path, DType::f32);
   for (const auto& [name, x] : params_of(*model)) CHECK(x.to_vector<float>()[0] == 1365.0f / 4096);
 }
+
+// ---- MLA: RoPE and SVD, and the pairs that keep RoPE ------------------------------------------------------
+
+namespace {
+
+const fs::path kScored = "test/fixtures/tiny-mla/nanotron-era/hf_v4_m7";
+
+// hf_v4_m7 with other fields in RoPE or SVD, without its scores unless they are asked for.
+void copy_scored(const TempFolder& t, const json& rope, const json& svd = json::object(),
+                 bool scores = false) {
+  json c = read_config(kScored / "config.json");
+  c["RoPE"].update(rope), c["SVD"].update(svd);
+  write_file_atomic(t / "config.json", c.dump());
+  fs::copy_file(kScored / "model.safetensors", t / "model.safetensors", fs::copy_options::overwrite_existing);
+  if (scores) fs::copy_file(kScored / "qk_tensor.safetensors", t / "elsewhere.safetensors");
+}
+
+SvdMethod method_of(const json& svd) {
+  const TempFolder t;
+  json c = read_config(kScored / "config.json");
+  c["SVD"] = svd;
+  write_file_atomic(t / "config.json", c.dump());
+  return read_hf_config(t / "config.json").mla->svd.method;
+}
+
+}  // namespace
+
+TEST_CASE("SVD.method: a number, a word for the two without one, or by its older name") {
+  CHECK(method_of({{"method", 2}, {"low_rank", 6}}) == SvdMethod::split);
+  CHECK(method_of({{"version", 7}, {"low_rank", 6}}) == SvdMethod::joint);
+  CHECK(method_of({{"method", "only_key"}, {"low_rank", 6}}) == SvdMethod::only_key);
+  CHECK(method_of({{"method", "only_value"}, {"low_rank", 6}}) == SvdMethod::only_value);
+  CHECK(method_of({{"method", 0}}) == SvdMethod::none);
+  for (const json& wrong : {json(8), json(-1), json("both"), json(1.5)})
+    CHECK(has(error_of([&] { method_of({{"method", wrong}, {"low_rank", 6}}); }), "SVD: method is "));
+}
+
+TEST_CASE("RoPE and SVD are written as they were read") {
+  for (const json& method : {json(0), json(3), json("only_key"), json("only_value")}) {
+    const TempFolder t;
+    json c = read_config(kScored / "config.json");
+    c["SVD"]["method"] = method;
+    write_file_atomic(t / "config.json", c.dump());
+    write_hf_config(t / "again.json", read_hf_config(t / "config.json"), DType::f32);
+    const json again = read_config(t / "again.json");
+    CHECK(again["SVD"] == c["SVD"]);
+    CHECK(again["RoPE"] == c["RoPE"]);
+    CHECK(!again.contains("auto_map"));  // the pairs are not known yet: transformers could not run it
+  }
+}
+
+TEST_CASE(
+    "pairs chosen by score: from qk_tensor_path, seen from the folder, or from the file beside config.json") {
+  const KeptPairs pairs = open_hf(kScored).config.mla->kept;
+  REQUIRE(pairs.size() == 2);
+  const TempFolder t;
+  copy_scored(t, {{"qk_tensor_path", "elsewhere.safetensors"}}, json::object(), true);
+  CHECK(open_hf(t.path).config.mla->kept == pairs);
+  fs::rename(t / "elsewhere.safetensors", t / "qk_tensor.safetensors");
+  CHECK(open_hf(t.path).config.mla->kept == pairs);
+  fs::remove(t / "qk_tensor.safetensors");
+
+  const Checkpoint lost = open_hf(t.path);  // still good for another format
+  CHECK(lost.config.mla->kept.empty());
+  save_checkpoint(t / "moved", lost, "hf", "f32");
+  CHECK(!fs::exists(t / "moved/modeling_llatte.py"));
+  const std::string said = error_of([&] { load_model(lost, DType::f32); });
+  CHECK(has(said, "qk_tensor.safetensors is missing"));
+  CHECK(has(said, "calibrate"));
+}
+
+TEST_CASE("RoPE.kept_pairs of config.json stand in for the scores, and may not contradict them") {
+  const KeptPairs pairs = open_hf(kScored).config.mla->kept;
+  const TempFolder t;
+  copy_scored(t, {{"kept_pairs", pairs}});
+  CHECK(open_hf(t.path).config.mla->kept == pairs);
+  save_checkpoint(t / "again", open_hf(t.path), "hf", "f32");  // with scores that lead to the same pairs
+  json without = read_config(t / "again/config.json");
+  without["RoPE"].erase("kept_pairs");
+  write_file_atomic(t / "again/config.json", without.dump());
+  CHECK(open_hf(t / "again").config.mla->kept == pairs);
+
+  const auto refused = [&](const json& kept) {
+    copy_scored(t, {{"kept_pairs", kept}});
+    return error_of([&] { open_hf(t.path); });
+  };
+  KeptPairs wrong = pairs;
+  wrong[0][0].pop_back();
+  CHECK(has(refused(wrong), "kept_pairs in config.json are not the pairs"));
+  wrong[0][0] = {0, 1, 99};
+  CHECK(has(refused(wrong), "pair 99 in layer 0, expected 0 to 7"));
+  wrong.pop_back();
+  CHECK(has(refused(wrong), "kept_pairs: 1 layers, expected 2"));
+  CHECK(has(refused("all"), "kept_pairs must be a list, by layer and kv head"));
+  CHECK(has(refused({{1, 2}}), "kept_pairs must be a list, by layer and kv head"));
+}
