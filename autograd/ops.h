@@ -5,6 +5,8 @@
 
 namespace llatte {
 
+struct DistillRule;  // tensor/kernels.h
+
 // ---- shapes: views where possible
 Var reshape(const Var& x, const Shape& shape);                 // one entry may be -1
 Var transpose(const Var& x, int a, int b);                     // a view
@@ -41,5 +43,15 @@ Var softmax(const Var& x);
 // Mean of -log softmax(x_ND w_VD^T)[target_N] over the rows whose target is not ignore_index; acc, shape ().
 // The gradient is made in the forward pass, chunk by chunk, while the logits exist.
 Var linear_cross_entropy(const Var& x, const Var& w, const Tensor& targets, int32_t ignore_index = -100);
+
+// The same rows, learnt from a teacher too (arXiv 1503.02531): mean of weight * kl + (1 - weight) * ce with
+// kl = temperature^2 KL(teacher || student), both softened by the temperature, and ce the cross-entropy.
+// The teacher's x (..,D'), w (V,D') want no gradient. kl and ce: their means, acc, shape ().
+struct DistillLoss {
+  Var loss;
+  Tensor kl, ce;
+};
+DistillLoss linear_distill(const Var& x, const Var& w, const Tensor& teacher_x, const Tensor& teacher_w,
+                           const Tensor& targets, const DistillRule& rule, int32_t ignore_index = -100);
 
 }  // namespace llatte

@@ -48,6 +48,10 @@ struct SampleRule {
   double temperature = 1, top_p = 1, min_p = 0;
   int64_t top_k = 0;
 };
+struct DistillRule {
+  double weight = 1;  // of kl; 1 - weight of the cross-entropy
+  double temperature = 1;
+};
 }  // namespace llatte
 
 #ifdef LLATTE_CUDA
@@ -158,6 +162,11 @@ LLATTE_KERNEL(causal_softmax_bwd, const Tensor& dp, const Tensor& p, double scal
 // at a time only. If dx is defined: dx_ND, and if dw is: dw_VD (acc), of the MEAN loss over the rows not ignored.
 LLATTE_KERNEL(linear_cross_entropy, const Tensor& x, const Tensor& w, const Tensor& targets, int32_t ignore_index, Tensor& losses,
               Tensor& dx, Tensor& dw)
+// For each row kl = tau^2 sum_v p log(p / q) and ce = -log softmax(z)[target], p and q the softmax of u / tau and z / tau,
+// z = x_ND w_VD^T, u = teacher_x_NC teacher_w_VC^T; 0 where target == ignore_index. dx, dw: as above, of the mean of
+// weight kl + (1 - weight) ce.  arXiv 1503.02531                                                    linear_distill.cpp
+LLATTE_KERNEL(linear_distill, const Tensor& x, const Tensor& w, const Tensor& teacher_x, const Tensor& teacher_w, const Tensor& targets,
+              int32_t ignore_index, const DistillRule& rule, Tensor& kl, Tensor& ce, Tensor& dx, Tensor& dw)
 
 // ---- optimizer ------------------------------------------------------------------------------------------- adamw.cpp
 // One AdamW step (arXiv 1711.05101). g, m, v, master: acc; master undefined: w itself is acc. w := master, rounded.
