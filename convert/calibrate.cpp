@@ -68,15 +68,6 @@ class Probing {
   Llama& model_;
 };
 
-Var head_weight(Llama& model) {
-  const bool tied = model.config().tie_word_embeddings;
-  Var found;
-  model.params("", [&](const std::string& name, Var& p) {
-    if (name == (tied ? "model.embed_tokens.weight" : "lm_head.weight")) found = p;
-  });
-  return found;
-}
-
 // One label per position, drawn from softmax(logits) at u = element `position` of stream `window`.
 Tensor sampled_labels(Llama& model, const Tensor& hidden_TD, uint64_t seed, uint64_t window) {
   const NoGrad off;
@@ -146,7 +137,7 @@ struct Calibration::Impl final : AttentionProbe {
     const Var hidden_TD = reshape(model.hidden(tokens_1T), {T, model.config().hidden_size});
     const Tensor labels_T =
         sampled_labels(model, hidden_TD.value, settings.seed, static_cast<uint64_t>(done));
-    const Var mean = linear_cross_entropy(hidden_TD, head_weight(model), labels_T);
+    const Var mean = linear_cross_entropy(hidden_TD, model.head_weight(), labels_T);
     backward(mean, Tensor::full(mean.shape(), static_cast<double>(T), mean.value.dtype()));
   }
 

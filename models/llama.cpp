@@ -158,6 +158,8 @@ Var Llama::hidden(const Tensor& tokens_BT, KvCache* cache) {
   return impl_->norm(x_BTD);
 }
 
+const Var& Llama::head_weight() const { return impl_->head_weight(); }
+
 Var Llama::logits(const Var& hidden_BTD) { return linear(hidden_BTD, impl_->head_weight()); }
 
 Var Llama::loss(const Tensor& tokens_BT, const Tensor& targets_BT) {

@@ -114,6 +114,8 @@ class Llama : public Module {
   // tokens i32 [B,T] -> hidden states after the final norm (B,T,D). With a cache, the tokens come after its
   // contents.
   Var hidden(const Tensor& tokens_BT, KvCache* cache = nullptr);
+  // [V,D] that hidden states meet: lm_head's, or the embedding where it is tied.
+  const Var& head_weight() const;
   // (B,T,V), in the model's dtype. For evaluation and decoding; training uses loss().
   Var logits(const Var& hidden_BTD);
   // Mean cross-entropy of predicting targets i32 [B,T] (-100: ignored); acc, shape ().
