@@ -2,6 +2,7 @@
 #include <csignal>
 #include "apps/common.h"
 #include "models/checkpoint.h"
+#include "train/distill.h"
 #include "train/plan.h"
 #include "train/start_model.h"
 #include "train/trainer.h"
@@ -16,9 +17,10 @@ void on_signal(int signal) {
   std::signal(signal, SIG_DFL);
 }
 
+void say(const std::string& sentence) { std::cerr << sentence << std::endl; }
+
 llatte::LlamaConfig planned_model(const llatte::TrainConfig& c) {
   if (c.start_weights().empty()) return c.model;
-  const auto say = [](const std::string& s) { std::cerr << s << std::endl; };
   const llatte::Checkpoint start = llatte::open_checkpoint(llatte::start_folder(c.start_weights(), say));
   llatte::check_model_keys(c, start.config, start.path.string());
   return llatte::trained_config(c, start.config);
@@ -26,8 +28,11 @@ llatte::LlamaConfig planned_model(const llatte::TrainConfig& c) {
 
 void print_plan(const llatte::App& app, const llatte::TrainConfig& c) {
   const llatte::LlamaConfig model = planned_model(c);
-  const llatte::TrainPlan p = llatte::make_plan(c, model);
-  (app.json ? std::cerr : std::cout) << llatte::describe_plan(c, model);
+  std::optional<llatte::LlamaConfig> teacher;
+  if (c.distill) teacher = llatte::open_teacher(*c.distill, say).config;
+  const llatte::LlamaConfig* teaches = teacher ? &*teacher : nullptr;
+  const llatte::TrainPlan p = llatte::make_plan(c, model, teaches);
+  (app.json ? std::cerr : std::cout) << llatte::describe_plan(c, model, teaches);
   if (app.json)
     app.print_json({{"parameters", p.parameters},
                     {"trained_parameters", p.trained_parameters},
@@ -36,7 +41,8 @@ void print_plan(const llatte::App& app, const llatte::TrainConfig& c) {
                     {"weight_bytes", p.weight_bytes},
                     {"gradient_bytes", p.gradient_bytes},
                     {"optimizer_bytes", p.optimizer_bytes},
-                    {"activation_bytes", p.activation_bytes}});
+                    {"activation_bytes", p.activation_bytes},
+                    {"teacher_bytes", p.teacher_bytes}});
 }
 
 nlohmann::ordered_json to_json(const llatte::TrainSummary& s) {

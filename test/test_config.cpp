@@ -90,7 +90,8 @@ TEST_CASE("the reference loads once what comes later is left out") {
   CHECK(c.adamw.weight_decay == 0.01);
   CHECK(c.tokens_per_step() == 8 * 2 * 2048);
   CHECK(c.tokenizer == "assets/tokenizer");
-  REQUIRE(c.warnings.size() == 1);
+  REQUIRE(c.warnings.size() == 2);  // distill, too, has nothing to do: no teacher, no start weights
+  CHECK(c.warnings[1].find("distill is without effect") != std::string::npos);
   for (const char* key : {"checkpoints.checkpoints_path_is_shared_file_system",
                           "data_stages.0.data.num_loading_workers", "profiler", "tokens.limit_test_batches"})
     CHECK(c.warnings[0].find(key) != std::string::npos);
@@ -172,9 +173,8 @@ TEST_CASE("what can't be honoured is an error") {
 }
 
 TEST_CASE("what later parts bring is refused until then") {
-  for (const std::string& o :
-       std::vector<std::string>{"model.model_config.HLA.rope=aligned", "optimizer.zero_stage=1",
-                                "distill.teacher=folder", "checkpoints.format=nanotron"}) {
+  for (const std::string& o : std::vector<std::string>{
+           "model.model_config.HLA.rope=aligned", "optimizer.zero_stage=1", "checkpoints.format=nanotron"}) {
     INFO(o);
     const std::string said = refusal("", {o});
     CHECK(said.find("command line: " + o.substr(0, o.find('=')) + " is " + o.substr(o.find('=') + 1)) == 0);
@@ -243,6 +243,26 @@ TEST_CASE("every config of MHA2MLA's recipe that comes with the project loads") 
     ++n;
   }
   CHECK(n == 26);
+}
+
+TEST_CASE("distill: the teacher that is named, or the start weights") {
+  const TrainConfig named = load("", {"distill.teacher=folder", "distill.temperature=2"});
+  REQUIRE(named.distill);
+  CHECK(named.distill->teacher == "folder");
+  CHECK(named.distill->rule.weight == 1);
+  CHECK(named.distill->rule.temperature == 2);
+  const TrainConfig own = load("", {"distill.weight=0.5", "checkpoints.resume_checkpoint_path=start"});
+  REQUIRE(own.distill);
+  CHECK(own.distill->teacher == "start");
+  CHECK(own.distill->rule.weight == 0.5);
+  CHECK(!load("", {"distill.teacher=null", "checkpoints.resume_checkpoint_path=start"}).distill);
+  const TrainConfig none = load("", {"distill.weight=0.5"});
+  CHECK(!none.distill);
+  REQUIRE(none.warnings.size() == 1);
+  CHECK(none.warnings[0].find("no start weights to learn from; name distill.teacher") != std::string::npos);
+  CHECK(refusal("", {"distill.weight=1.5"}) == "command line: distill.weight is 1.5; it must be at most 1");
+  CHECK(refusal("", {"distill.temperature=0"}) ==
+        "command line: distill.temperature is 0; it must be above 0");
 }
 
 TEST_CASE("settings that do not fit together") {

@@ -130,6 +130,17 @@ void check_model(const TrainConfig& c) {
                c.model.max_position_embeddings, "; raise that or shorten the sequences");
 }
 
+// The teacher left out is the start weights. A model that begins at random has neither.
+void check_distill(TrainConfig& c) {
+  if (!c.distill || !c.distill->teacher.empty()) return;
+  c.distill->teacher = c.start_weights();
+  if (!c.distill->teacher.empty()) return;
+  c.distill.reset();
+  c.warnings.push_back(c.file +
+                       ": distill is without effect: there are no start weights to learn from; name " +
+                       "distill.teacher, or leave the section out");
+}
+
 void check_stages(TrainConfig& c) {
   LLATTE_CHECK(!c.stages.empty(), c.file,
                ": data_stages is missing; name at least one stage with a dataset_folder");
@@ -183,6 +194,7 @@ TrainConfig load_train_config(const std::filesystem::path& file, const std::vect
   check_run(c);
   check_stages(c);
   check_model(c);
+  check_distill(c);
   c.schedule.check();
   return c;
 }

@@ -11,6 +11,7 @@
 #include "models/llama.h"
 #include "optim/adamw.h"
 #include "optim/schedule.h"
+#include "tensor/kernels.h"  // DistillRule
 
 namespace llatte {
 
@@ -28,6 +29,11 @@ struct DataStage {
   std::vector<std::string> folders;
   std::vector<double> weights;
   uint64_t seed = 42;
+};
+
+struct Distill {
+  std::string teacher;  // a model in any format
+  DistillRule rule;
 };
 
 struct TrainConfig {
@@ -55,6 +61,8 @@ struct TrainConfig {
   int64_t val_interval = -1, val_batches = 0;  // -1: no validation; 0 batches: all
   std::string val_dataset;
   std::optional<int64_t> patience;
+
+  std::optional<Distill> distill;  // none: the loss is the cross-entropy
 
   std::vector<std::string> warnings;
   std::map<std::string, std::string> settings;  // key path -> value as written, for the checkpoint's record

@@ -49,7 +49,7 @@ std::string attention_line(const LlamaConfig& m) {
 
 }  // namespace
 
-TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m) {
+TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m, const LlamaConfig* teacher) {
   TrainPlan p;
   const auto width = static_cast<int64_t>(size_of(c.dtype));
   const int64_t rows = c.micro_batch * c.sequence_length, L = m.num_hidden_layers;
@@ -62,11 +62,12 @@ TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m) {
   p.optimizer_bytes = p.trained_parameters * (c.dtype == DType::bf16 ? 12 : 8);
   const int64_t kept = c.recompute_layer ? L * m.hidden_size + block_elements(m) : L * block_elements(m);
   p.activation_bytes = rows * (kept + 2 * m.hidden_size) * width;
+  if (teacher) p.teacher_bytes = param_count(*teacher) * width;
   return p;
 }
 
-std::string describe_plan(const TrainConfig& c, const LlamaConfig& m) {
-  const TrainPlan p = make_plan(c, m);
+std::string describe_plan(const TrainConfig& c, const LlamaConfig& m, const LlamaConfig* teacher) {
+  const TrainPlan p = make_plan(c, m, teacher);
   std::ostringstream os;
   os << "run:      " << c.checkpoints.folder.string() << ", " << c.train_steps << " steps, " << name(c.dtype)
      << '\n'
@@ -79,8 +80,9 @@ std::string describe_plan(const TrainConfig& c, const LlamaConfig& m) {
      << p.total_tokens << " in all\n"
      << "memory:   about " << mib(p.total_bytes()) << ": weights " << mib(p.weight_bytes) << ", gradients "
      << mib(p.gradient_bytes) << ", optimizer " << mib(p.optimizer_bytes) << ", activations "
-     << mib(p.activation_bytes) << (c.recompute_layer ? " (recomputed layer by layer)\n" : "\n")
-     << schedule_lines(c.schedule);
+     << mib(p.activation_bytes) << (c.recompute_layer ? " (recomputed layer by layer)" : "");
+  if (teacher) os << ", teacher " << mib(p.teacher_bytes);
+  os << '\n' << schedule_lines(c.schedule);
   return os.str();
 }
 

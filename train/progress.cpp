@@ -56,6 +56,8 @@ void MetricsFile::append(const StepRecord& r) {
   json line = {{"step", r.step},           {"loss", r.loss},          {"lr", r.lr},
                {"grad_norm", r.grad_norm}, {"tokens", r.tokens},      {"tokens_per_s", r.tokens_per_s},
                {"step_ms", r.step_ms},     {"rss_bytes", r.rss_bytes}};
+  if (r.kl) line["kl"] = *r.kl;
+  if (r.ce) line["ce"] = *r.ce;
   if (r.val_loss) line["val_loss"] = *r.val_loss;
   if (r.val_ppl) line["val_ppl"] = *r.val_ppl;
   const std::string text = line.dump() + "\n";

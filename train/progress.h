@@ -15,6 +15,7 @@ struct StepRecord {
   double tokens_per_s = 0, step_ms = 0;
   int64_t rss_bytes = 0;
   std::optional<double> val_loss, val_ppl;
+  std::optional<double> kl, ce;  // with a teacher: the parts of the loss
 };
 
 int64_t resident_bytes();  // of this process, from /proc; 0 where there is none

@@ -371,9 +371,26 @@ void tokens_rules(std::vector<KeyRule>& t) {
   accept(t, "tokens.limit_test_batches", any_whole);
   add(t, "validation.dataset", or_null(text(TEXT(val_dataset))));
   add(t, "validation.patience", or_null(whole(OPT_INT(patience), 1)));
-  add(t, "distill.teacher", refused("learning from a teacher is not built yet; leave it out"));
-  for (const char* k : {"distill.weight", "distill.temperature"})
-    accept(t, k, ignore([](const KeyValue& kv) { real_value(kv.setting.value, kv, 0); }));
+}
+
+// ---- distill: any of its keys turns it on
+Distill& distill_of(TrainConfig& c) {
+  if (!c.distill) c.distill.emplace();
+  return *c.distill;
+}
+
+void distill_rules(std::vector<KeyRule>& t) {
+  add(t, "distill.teacher", or_null([](TrainConfig& c, const KeyValue& kv) {
+        distill_of(c).teacher = text_value(kv.setting.value, kv);
+      }));
+  add(t, "distill.weight", or_null([](TrainConfig& c, const KeyValue& kv) {
+        distill_of(c).rule.weight = real_value(kv.setting.value, kv, 0);
+        if (c.distill->rule.weight > 1) kv.refuse("it must be at most 1");
+      }));
+  add(t, "distill.temperature", or_null([](TrainConfig& c, const KeyValue& kv) {
+        distill_of(c).rule.temperature = real_value(kv.setting.value, kv, 0);
+        if (c.distill->rule.temperature == 0) kv.refuse("it must be above 0");
+      }));
 }
 
 std::vector<KeyRule> make_schema() {
@@ -385,6 +402,7 @@ std::vector<KeyRule> make_schema() {
   optimizer_rules(t);
   parallelism_rules(t);
   tokens_rules(t);
+  distill_rules(t);
   return t;
 }
 

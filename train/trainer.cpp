@@ -3,6 +3,7 @@
 #include <cmath>
 #include "models/checkpoint.h"
 #include "models/hf.h"
+#include "train/distill.h"
 #include "train/start_model.h"
 
 namespace llatte {
@@ -60,6 +61,7 @@ Trainer::Trainer(TrainConfig config, const std::string& resume)
   const fs::path run = config_.checkpoints.folder;
   if (const auto checkpoint = resume_point(config_, resume, progress_)) start_from(*checkpoint);
   else start_fresh();
+  open_teacher();
   fs::create_directories(run);
   lock_ = std::make_unique<FolderLock>(run);
   remove_temporary_folders(run);
@@ -73,38 +75,42 @@ StepRecord Trainer::step() {
   const Clock::time_point start = Clock::now();
   enter_stage();
   const double lr = config_.schedule.at(state_.step - state_.schedule_start);
-  double loss = 0;
-  for (int64_t i = 0; i < config_.accumulation; ++i) loss += micro_batch(i) / double(config_.accumulation);
-  check_finite("loss", loss, state_.step + 1, lr);
-  const double grad_norm = optimizer_->step(lr);
-  check_finite("gradient norm", grad_norm, state_.step + 1, lr);
+  StepRecord r;
+  if (teacher_) r.kl = r.ce = 0;
+  for (int64_t i = 0; i < config_.accumulation; ++i) micro_batch(i, r);
+  check_finite("loss", r.loss, state_.step + 1, lr);
+  r.grad_norm = optimizer_->step(lr);
+  check_finite("gradient norm", r.grad_norm, state_.step + 1, lr);
 
   state_.step += 1;
   state_.samples += config_.samples_per_step();
   state_.stage_samples += config_.samples_per_step();
   state_.tokens += config_.tokens_per_step();
   const double seconds = seconds_since(start);
-  return {state_.step,
-          loss,
-          lr,
-          grad_norm,
-          state_.tokens,
-          double(config_.tokens_per_step()) / seconds,
-          seconds * 1000,
-          resident_bytes(),
-          {},
-          {}};
+  r.step = state_.step, r.lr = lr, r.tokens = state_.tokens;
+  r.tokens_per_s = double(config_.tokens_per_step()) / seconds;
+  r.step_ms = seconds * 1000, r.rss_bytes = resident_bytes();
+  return r;
 }
 
 // Forward and backward of micro-batch `index` of this step. The loss is a mean over its tokens, the gradients
 // a mean over all micro-batches: hence the cotangent 1 / accumulation.
-double Trainer::micro_batch(int64_t index) {
+void Trainer::micro_batch(int64_t index, StepRecord& r) {
   const int64_t first = state_.stage_samples + index * config_.micro_batch;
   const Batch batch = stages_[static_cast<size_t>(state_.stage)]->batch(first, config_.micro_batch);
-  const Var loss = model_->loss(batch.tokens, batch.targets);
-  backward(loss, Tensor::full(loss.shape(), 1.0 / double(config_.accumulation), loss.value.dtype(),
-                              loss.value.device()));
-  return loss.value.item();
+  const Var loss = loss_of(batch, r);
+  const double share = 1.0 / double(config_.accumulation);
+  backward(loss, Tensor::full(loss.shape(), share, loss.value.dtype(), loss.value.device()));
+  r.loss += loss.value.item() / double(config_.accumulation);
+}
+
+// Cross-entropy, or what distill says; the parts of that are added to the record.
+Var Trainer::loss_of(const Batch& batch, StepRecord& r) {
+  if (!teacher_) return model_->loss(batch.tokens, batch.targets);
+  const DistillLoss d = distill_loss(*model_, *teacher_, batch.tokens, batch.targets, config_.distill->rule);
+  *r.kl += d.kl.item() / double(config_.accumulation);
+  *r.ce += d.ce.item() / double(config_.accumulation);
+  return d.loss;
 }
 
 // A stage serves the steps from its start_training_step (counted from 1) on, beginning with its first sample.
@@ -151,6 +157,8 @@ void Trainer::record(const StepRecord& r) {
   const std::pair<const char*, double> scalars[] = {
       {"loss", r.loss}, {"lr", r.lr}, {"grad_norm", r.grad_norm}, {"tokens_per_s", r.tokens_per_s}};
   for (const auto& [tag, value] : scalars) events_->scalar(tag, r.step, static_cast<float>(value));
+  if (r.kl) events_->scalar("kl", r.step, static_cast<float>(*r.kl));
+  if (r.ce) events_->scalar("ce", r.step, static_cast<float>(*r.ce));
   if (r.val_loss) events_->scalar("val_loss", r.step, static_cast<float>(*r.val_loss));
   progress_.step(r);
 }
@@ -250,6 +258,14 @@ void Trainer::start_fresh() {
   if (config_.checkpoints.load_optimizer) load_optimizer(start, *optimizer_);
   if (!config_.checkpoints.load_schedule) state_.schedule_start = state_.step;
   progress_.note(str("continuing ", start.string(), " at step ", state_.step));
+}
+
+void Trainer::open_teacher() {
+  if (!config_.distill) return;
+  const Checkpoint checkpoint =
+      llatte::open_teacher(*config_.distill, [&](const std::string& s) { progress_.note(s); });
+  check_teacher(model_->config(), checkpoint.config, config_.sequence_length, checkpoint.path.string());
+  teacher_ = load_model(checkpoint, config_.dtype);
 }
 
 void Trainer::make_optimizer() {

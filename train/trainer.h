@@ -44,7 +44,9 @@ class Trainer {
   void make_optimizer();
   void open_data();
   void enter_stage();
-  double micro_batch(int64_t index);
+  void open_teacher();
+  void micro_batch(int64_t index, StepRecord& r);
+  Var loss_of(const Batch& batch, StepRecord& r);
   void record_validation(StepRecord& r);
   void record(const StepRecord& r);
   bool out_of_patience() const;
@@ -56,7 +58,7 @@ class Trainer {
   Progress progress_;
   TokenizerText tokenizer_;
   std::string checkpoint_;
-  std::unique_ptr<Llama> model_;
+  std::unique_ptr<Llama> model_, teacher_;  // teacher_ null: none
   std::unique_ptr<AdamW> optimizer_;
   std::vector<std::unique_ptr<Loader>> stages_;
   std::vector<TokenFile> validation_;

@@ -304,6 +304,46 @@ class TrainTest(unittest.TestCase):
         third.train(decay, "tokens.train_steps=6", start, "checkpoints.load_lr_scheduler=false")
         self.assertEqual(third.metrics()[0]["lr"], 0)
 
+    def teacher(self):
+        r = self.run_folder()
+        r.train("tokens.train_steps=20", "tokens.micro_batch_size=8")
+        shutil.rmtree(r.path("20", "trainer"))
+        return r.path("20")
+
+    def test_distill_from_the_start_weights(self):
+        r = self.run_folder()
+        r.train("tokens.train_steps=8", "distill.weight=0.25", "distill.temperature=2",
+                "checkpoints.resume_checkpoint_path=" + self.teacher())
+        rows = r.metrics(("loss", "kl", "ce"))
+        for row in rows:  # f32 losses of about 5: 1e-6 of that is two roundings
+            self.assertLess(abs(row["loss"] - 0.25 * row["kl"] - 0.75 * row["ce"]), 1e-5)
+        self.assertLess(abs(rows[0]["kl"]), 1e-5)  # the same model
+        self.assertGreater(rows[-1]["kl"], 1e-5)   # not any more
+
+    def test_distill_learns_the_teacher(self):
+        teacher, same = self.teacher(), ["tokens.train_steps=30", "distill.weight=1",
+                                      "optimizer.learning_rate_scheduler.lr_decay_steps=20"]
+        whole, parts = self.run_folder(), self.run_folder()
+        whole.train(*same, "distill.teacher=" + teacher)
+        kl = [row["kl"] for row in whole.metrics(("kl",))]
+        self.assertLess(sum(kl[-5:]), 0.7 * sum(kl[:5]))
+        self.assertEqual(kl, [row["loss"] for row in whole.metrics()])
+        parts.train(*same, "distill.teacher=" + teacher, "tokens.train_steps=11")
+        parts.train(*same, "distill.teacher=" + teacher)
+        self.assert_same_run(whole, parts, 30)
+        self.assertEqual(kl, [row["kl"] for row in parts.metrics(("kl",))])
+
+    def test_distill_teachers_that_cannot_teach(self):
+        teacher = self.teacher()
+        for more, words in ((["distill.teacher=" + teacher, "model.model_config.vocab_size=300"],
+                             "a teacher with a vocabulary of 256 cannot teach a model with one of 300"),
+                            (["distill.teacher=/no/such"], "/no/such: there is no teacher here; see distill.teacher")):
+            said = self.run_folder().train(*more, code=1).stderr.strip()
+            self.assertIn(words, said.splitlines()[-1])
+        plan = self.run_folder().train("distill.teacher=" + teacher, "--dry-run", "--json").stdout
+        plan = json.loads(plan.splitlines()[-1])
+        self.assertEqual(plan["teacher_bytes"], plan["weight_bytes"])
+
     def test_data_stages(self):
         r = self.run_folder()
         r.write_tokens("second.ds", b"abcd" * 2000)
