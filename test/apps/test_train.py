@@ -374,6 +374,29 @@ class TrainTest(unittest.TestCase):
             trained = "self_attn" in name or "norm" in name
             self.assertEqual(before[name] != after[name], trained, name)
 
+    def test_latent_attention_is_attention_too(self):
+        r = self.run_folder()
+        r.write_tokens("small.ds", [b % 48 for b in open("assets/wikitext-2/valid.tokens", "rb").read()[:20000]])
+        shape = {"vocab_size": 48, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2,
+                 "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "tie_word_embeddings": "false"}
+        more = ["model.model_config.%s=%s" % item for item in shape.items()] + [
+            "checkpoints.resume_checkpoint_path=" + os.path.abspath("test/fixtures/tiny-mla/nanotron-era/hf_v4_m7"),
+            "data_stages.0.data.dataset.dataset_folder=" + os.path.join(r.dir, "small.ds"),
+            "distill.teacher=" + os.path.abspath("test/fixtures/tiny-mla/base"), "optimizer.freeze_non_attn=true"]
+        plan = json.loads(r.train(*more, "--dry-run", "--json").stdout.splitlines()[-1])
+        r.train(*more, "tokens.train_steps=20", "checkpoints.save_initial_state=true")
+        before, after = self.tensors(r, "0"), self.tensors(r, "20")
+        trained = 0
+        for name in before:
+            wanted = "self_attn" in name or "norm" in name
+            self.assertEqual(before[name] != after[name], wanted, name)
+            trained += wanted * len(before[name]) // 4
+        self.assertIn("model.layers.1.self_attn.W_down_k.weight", before)
+        self.assertEqual(plan["trained_parameters"], trained)
+        self.assertEqual(plan["parameters"], sum(len(v) for v in before.values()) // 4)
+        kl = [row["kl"] for row in r.metrics(("kl",))]
+        self.assertLess(sum(kl[-5:]), sum(kl[:5]))  # it comes nearer to the model it was made from
+
     def tensors(self, run, step):
         data = run.bytes_of(step, "model.safetensors")
         n = struct.unpack("<Q", data[:8])[0]
