@@ -100,10 +100,12 @@ ConversionPlan with_all_pairs(const ConversionPlan& plan) {
   return p;
 }
 
+// A rank is so many per kv head: where the heads do not divide the width, the last ranks cannot be asked for.
 bool exact(const ConversionPlan& plan) {
   const LatentWidths w = latent_widths(plan.config);
-  return !plan.settings.from_scratch &&
-         exact_ranks(plan.settings.svd.method, w.lost, w.kept + w.lost, plan.config.hidden_size) > 0;
+  const int64_t D = plan.config.hidden_size, K = plan.config.num_key_value_heads;
+  const int64_t R = exact_ranks(plan.settings.svd.method, w.lost, w.kept + w.lost, D);
+  return !plan.settings.from_scratch && R > 0 && R <= D / K * K;
 }
 
 }  // namespace

@@ -4,8 +4,10 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include "convert/calibrate.h"
 #include "convert/low_rank.h"
 #include "convert/mla.h"
+#include "convert/refit.h"
 #include "convert/self_test.h"
 #include "data/json.h"
 #include "data/safetensors.h"
@@ -321,4 +323,125 @@ TEST_CASE("other settings that are refused, in words") {
   CHECK(has(said({}, open_checkpoint(kTiny + "nanotron-era/hf_v2_m2")), "has been converted before"));
   CHECK(has(said({"SVD.method=7", "SVD.low_rank=2"}, open_checkpoint("test/fixtures/tiny-llama/qwen3")),
             "SVD.method 0"));
+}
+
+// The base model measured on the fixture's calibration tokens.
+struct Calibrated {
+  Calibrated() {
+    const Tensor tokens =
+        SafetensorsFile::open(kTiny + "scores/golden.safetensors").read("calibration_tokens", DType::i32);
+    const auto model = load_model(base, DType::f32);
+    CalibrationSettings settings;
+    settings.covariance = true, settings.gradient_windows = tokens.size(0);
+    Calibration run(*model, tokens, settings);
+    while (run.done() < run.windows()) run.add_window();
+    run.write(file(), ScoreKind::product);
+  }
+  std::filesystem::path file() const { return folder / "calibration.safetensors"; }
+  ConversionPlan plan(std::vector<std::string> words) const {
+    for (const char* w :
+         {"RoPE.partial_rope_version=4", "RoPE.top_k_rope_dim=3", "SVD.method=7", "SVD.low_rank=6"})
+      words.insert(words.begin(), w);
+    words.push_back("convert.calibration=" + file().string());
+    return make_plan(base, parse_mla_settings(words));
+  }
+  TempFolder folder;
+  Checkpoint base = open_checkpoint(kTiny + "base");
+};
+
+// T = Gam^(1/2) is inverted with eigenvalues down to 1e-5 of the largest, so the last 1e-16 of f64 may grow
+// to 1e-11 in a weight; through two layers 1e-8 is left far behind.
+TEST_CASE("our metrics: exact at full rank, and balanced") {
+  const Calibrated c;
+  const Tensor tokens = SafetensorsFile::open(kTiny + "base/golden.safetensors").read("tokens", DType::i32);
+  for (const char* metric : {"white", "output", "fisher"})
+    for (const std::string method : {"joint", "split"}) {
+      CAPTURE(metric);
+      CAPTURE(method);
+      const ConversionPlan plan = c.plan(
+          {"RoPE.qk_tensor_path=" + kScores, std::string("SVD.metric=") + metric, "SVD.method=" + method});
+      const Vec whole = logits(convert_to_mla(c.base, without_svd(plan)), tokens);
+      CHECK(difference(logits(convert_to_mla(c.base, at_full_rank(plan)), tokens), whole) < 1e-8);
+      const auto errors = std::make_shared<std::vector<LayerError>>();
+      const Checkpoint mla = convert_to_mla(c.base, plan, errors);
+      const Tensor up_k = mla.read(at(1, "W_up_k.weight"), DType::f64);
+      const Tensor up =
+          method == "joint" ? stacked(up_k, mla.read(at(1, "W_up_v.weight"), DType::f64)) : up_k;
+      check_near("up^T up", to_vec(la::product(up.transpose(0, 1), up)),
+                 to_vec(la::add_to_diagonal(Tensor::zeros({12, 12}, DType::f64), 1)), 1e-10);
+      CHECK(errors->at(1).error > 0);
+      CHECK(errors->at(1).error < errors->at(1).total);
+    }
+}
+
+// E |(k - k', v - v')|^2 over the calibration inputs of a layer.
+static double output_error(const Calibrated& c, const Checkpoint& mla, int64_t l) {
+  const Tensor S = SafetensorsFile::open(c.file()).read("S", DType::f64).slice(0, l, l + 1).reshape({64, 64});
+  const Checkpoint whole = lifted(mla);
+  double sum = 0;
+  for (const char* name : {"k_proj.weight", "v_proj.weight"}) {
+    Tensor e = c.base.read(at(l, name), DType::f64);
+    const Tensor near = whole.read(at(l, name), DType::f64);
+    for (int64_t i = 0; i < e.numel(); ++i) e.data<double>()[i] -= near.data<double>()[i];
+    sum += la::mean_diagonal(la::product(e, la::product(S, e.transpose(0, 1)))) * 32;
+  }
+  return sum;
+}
+
+TEST_CASE("white loses less of the outputs than plain, and says how much") {
+  const Calibrated c;
+  const std::string by_score = "RoPE.qk_tensor_path=" + kScores;
+  const auto errors = std::make_shared<std::vector<LayerError>>();
+  const Checkpoint white = convert_to_mla(c.base, c.plan({by_score, "SVD.metric=white"}), errors);
+  const Checkpoint plain = convert_to_mla(c.base, c.plan({by_score}));
+  for (int64_t l = 0; l < 2; ++l) {
+    CHECK(output_error(c, white, l) < output_error(c, plain, l));
+    CHECK(near(output_error(c, white, l) / errors->at(static_cast<size_t>(l)).error, 1, 1e-9));
+  }
+}
+
+TEST_CASE("fisher chooses pairs by what their rotation is worth, and the files choose them again") {
+  const Calibrated c;
+  for (const char* version : {"4", "6"}) {
+    CAPTURE(version);
+    const ConversionPlan plan =
+        c.plan({"SVD.metric=fisher", std::string("RoPE.partial_rope_version=") + version});
+    CHECK(plan.config.mla->scores.shape() == Shape{2, 2, 8});
+    for (const double x : to_vec(plan.config.mla->scores)) CHECK(x > 0);
+    const std::string folder = (c.folder / version).string();
+    save_checkpoint(folder, convert_to_mla(c.base, plan), "hf", "f32");
+    CHECK(open_checkpoint(folder).config.mla->kept == plan.config.mla->kept);
+  }
+}
+
+TEST_CASE("refit_o: nothing to mend leaves o_proj, and what it mends is nearer") {
+  const Calibrated c;
+  const Tensor tokens = SafetensorsFile::open(c.file()).read("tokens", DType::i32);
+  // The same model on both sides: t = W_o a, and W_o solves that exactly, ridge included. Streams are f32:
+  // 1e-7 of numbers of size 1, divided by a ridge of 1e-2.
+  const auto same = refit_o(c.base, c.base, tokens);
+  for (int64_t l = 0; l < 2; ++l)
+    check_near("W_o", to_vec(same[static_cast<size_t>(l)]),
+               to_vec(c.base.read(at(l, "o_proj.weight"), DType::f32)), 1e-4);
+
+  const std::vector<std::string> words{"SVD.metric=fisher"};
+  std::vector<std::string> refitted = words;
+  refitted.push_back("convert.refit_o=true");
+  const Vec original = logits(c.base, tokens, DType::f32);
+  const Checkpoint before = convert_to_mla(c.base, c.plan(words)),
+                   after = convert_to_mla(c.base, c.plan(refitted));
+  const auto mean_square = [&](const Checkpoint& m) {
+    const Vec got = logits(m, tokens, DType::f32);
+    double sum = 0;
+    for (size_t i = 0; i < got.size(); ++i) sum += (got[i] - original[i]) * (got[i] - original[i]);
+    return sum;
+  };
+  CHECK(mean_square(after) < 0.9 * mean_square(before));
+  CHECK(to_vec(after.read(at(0, "W_up_v.weight"), DType::f32)) ==
+        to_vec(before.read(at(0, "W_up_v.weight"), DType::f32)));
+  check_rejects(
+      [&] {
+        refit_o(c.base, c.base, Tensor::zeros({1, 257}, DType::i32));
+      },
+      "257 tokens, the model 256 positions");
 }
