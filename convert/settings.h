@@ -1,13 +1,11 @@
-// How a conversion to MLA is asked for, as `key.path=value` words: the names of MHA2MLA's configs where it
-// has one.
-//   RoPE.*                              models/llama.h, PartialRope (SPEC of the versions:
-//   docs/conversion.md) SVD.method, SVD.version             0 to 7, or none average split sqrt_split
-//   sqrt_average key_down value_down joint
-//                                       only_key only_value
-//   SVD.low_rank                        per kv head
-//   SVD.metric                          plain white output fisher;   SVD.allocate: uniform
-//   convert.calibration                 a file from `calibrate`
+// How a conversion to MLA is asked for: `key.path=value` words, MHA2MLA's names where it has one.
+//   RoPE.*                    as in PartialRope, models/llama.h
+//   SVD.method, SVD.version   0 to 7, or a word: none, average, split, ... (SvdMethod)
+//   SVD.low_rank              ranks per kv head
+//   SVD.metric                plain, white, output or fisher;  SVD.allocate: uniform
+//   convert.calibration       a file from `calibrate`
 //   convert.{refit_o, gqa2mha, from_scratch, balance}   true or false
+// docs/conversion.md says what each does.
 #pragma once
 #include <optional>
 #include <string>
