@@ -79,6 +79,10 @@ Tensor target(const Tensor& y, const Tensor& x, const Tensor& x_converted) {
   return t;
 }
 
+// Without position 0, whose stream is an outlier (it sees itself alone, and the model parks large numbers
+// there): in the sums it would outweigh all others.
+Tensor behind_first(const Tensor& x_BTD) { return x_BTD.slice(1, 1, x_BTD.size(1)).contiguous(); }
+
 // The streams of one window.
 struct Window {
   Tensor x_BTD, converted_BTD, heads;  // heads: (B,T,HE) of the converted model's layer
@@ -118,14 +122,14 @@ Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_
     const Tensor y_BTD = original.attend(w.x_BTD, {rope, pos_T, l});
     changed.attend(w.converted_BTD, {rope, pos_T, l, nullptr, &probe});
     w.heads = probe.seen.contiguous().reshape({1, T, A});
-    add_product(w.heads, w.heads, aa);
-    add_product(w.heads, target(y_BTD, w.x_BTD, w.converted_BTD), at);
+    const Tensor a = behind_first(w.heads);
+    add_product(a, a, aa);
+    add_product(a, behind_first(target(y_BTD, w.x_BTD, w.converted_BTD)), at);
     w.x_BTD = original.feed_forward(sum_of(w.x_BTD, y_BTD));
   }
   const std::string name = str("model.layers.", l, ".self_attn.o_proj.weight");
-  const Tensor wo = solved(aa, at, source.read(name, DType::f64),
-                           static_cast<double>(windows.size()) * static_cast<double>(T))
-                        .to(DType::f32);
+  const auto N = static_cast<double>(windows.size()) * static_cast<double>(T - 1);
+  const Tensor wo = solved(aa, at, source.read(name, DType::f64), N).to(DType::f32);
   for (Window& w : windows)
     w.converted_BTD =
         changed.feed_forward(sum_of(w.converted_BTD, linear(constant(w.heads), constant(wo)).value));
@@ -137,6 +141,8 @@ Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_
 std::vector<Tensor> refit_o(const Checkpoint& source, const Checkpoint& converted, const Tensor& tokens_NT) {
   const NoGrad off;
   const int64_t T = tokens_NT.size(1);
+  LLATTE_CHECK(T > 1 && tokens_NT.size(0) > 0, "convert.refit_o: the calibration file has ",
+               tokens_NT.size(0), " windows of ", T, " tokens; have windows of at least two");
   LLATTE_CHECK(T <= source.config.max_position_embeddings, "convert.refit_o: the calibration windows have ",
                T, " tokens, the model ", source.config.max_position_embeddings, " positions");
   std::vector<int32_t> positions(static_cast<size_t>(T));

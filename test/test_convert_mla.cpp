@@ -444,4 +444,9 @@ TEST_CASE("refit_o: nothing to mend leaves o_proj, and what it mends is nearer")
         refit_o(c.base, c.base, Tensor::zeros({1, 257}, DType::i32));
       },
       "257 tokens, the model 256 positions");
+  check_rejects(
+      [&] {
+        refit_o(c.base, c.base, Tensor::zeros({3, 1}, DType::i32));
+      },
+      "have windows of at least two");
 }
