@@ -122,6 +122,17 @@ Case loss_case(DType t) {
   return {call, 3 * 2.0 * N * D * V};  // logits, dx, dw
 }
 
+Case distill_case(DType t) {
+  Tensor x = random({N, D}, t), w = random({V, D}, t), teacher_x = random({N, D}, t),
+         teacher_w = random({V, D}, t), targets = random_ids(N, V);
+  Tensor kl = Tensor::empty({N}, acc_dtype(t)), ce = Tensor::empty_like(kl), dx = Tensor::empty_like(x),
+         dw = Tensor::empty({V, D}, acc_dtype(t));
+  auto call = [=]() mutable {
+    kernels::linear_distill(x, w, teacher_x, teacher_w, targets, -100, DistillRule{0.5, 2}, kl, ce, dx, dw);
+  };
+  return {call, 4 * 2.0 * N * D * V};  // logits of both, dx, dw
+}
+
 Case rms_norm_fwd_case(DType t) {
   Tensor x = random({N, D}, t), w = random({D}, t), y = Tensor::empty_like(x),
          r = Tensor::empty({N}, acc_dtype(t));
@@ -173,6 +184,7 @@ void add_all() {
   add_attention(2, 512);
   add_attention(1, 2048);
   add_case("linear_cross_entropy/fwd_bwd", loss_case);
+  add_case("linear_distill/fwd_bwd", distill_case);
   add_case("rms_norm/fwd", rms_norm_fwd_case);
   add_case("rms_norm/bwd", rms_norm_bwd_case);
   add_case("rope/6_heads", rope_case);
