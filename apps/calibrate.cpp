@@ -73,7 +73,15 @@ void run_windows(Calibration& c, const Options& o, const std::string& partial) {
   }
 }
 
+// Before hours of work, not after.
+void check_target(const std::filesystem::path& out) {
+  const auto folder = std::filesystem::absolute(out).parent_path();
+  LLATTE_CHECK(std::filesystem::is_directory(folder) && !std::filesystem::is_directory(out), "--out ",
+               out.string(), " is no file that could be written; name one in a folder that exists");
+}
+
 void run(const App& app, const Options& o) {
+  check_target(o.out);
   const std::string partial = o.out + ".partial";
   const auto model = o.model.load_model();
   const Tensor tokens_NT = read_windows(o, model->config());

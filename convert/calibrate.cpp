@@ -96,6 +96,7 @@ struct Calibration::Impl final : AttentionProbe {
       : model(m),
         settings(s),
         tokens_NT(tokens),
+        weights(fingerprint(m)),
         q_LHP(Tensor::zeros({layers(), m.config().num_attention_heads, pairs()}, DType::f64)),
         k_LKP(Tensor::zeros({layers(), m.config().num_key_value_heads, pairs()}, DType::f64)) {
     const LlamaConfig& c = m.config();
@@ -164,7 +165,7 @@ struct Calibration::Impl final : AttentionProbe {
 
   // What a partial file must have been made with to be gone on with.
   std::map<std::string, std::string> origin() const {
-    return {{"model", fingerprint(model)},
+    return {{"model", weights},
             {"data", std::to_string(fingerprint(tokens_NT.raw(), tokens_NT.bytes()))},
             {"settings",
              str("dtype ", name(model.dtype()), ", windows ", tokens_NT.shape(), ", covariance ",
@@ -174,6 +175,7 @@ struct Calibration::Impl final : AttentionProbe {
   Llama& model;
   CalibrationSettings settings;
   Tensor tokens_NT;
+  std::string weights;  // their fingerprint
   int64_t done = 0;
   Tensor q_LHP, k_LKP;  // sums of norms, f64
   std::optional<MomentSums> moments;

@@ -90,6 +90,12 @@ class Calibrate(unittest.TestCase):
         self.assertFalse(partial.exists())
         self.assertEqual(self.out.read_bytes(), (self.dir / "whole").read_bytes())
 
+    def test_out_is_looked_at_first(self):
+        for out in (self.dir / "no" / "such.safetensors", self.dir):
+            code, _, err = run(BASE, "--data", self.ds, "--seq", 24, "--out", out)
+            self.assertEqual(code, 1)
+            self.assertIn(f"--out {out} is no file that could be written", err)
+
     def test_refusals(self):
         for args, exit_code, sentence in (
                 (["--data", self.ds, "--seq", 193], 1, "holds 192 tokens, less than one window of --seq 193"),
