@@ -114,6 +114,40 @@ void add_attention(int64_t B, int64_t T) {
   });
 }
 
+// Decoding one token after S with SmolLM2-135M's heads (9 over 3 kv heads of 64): keys and values, or the
+// 24 + 96 numbers of a latent stream kept in t or in codes.
+constexpr int64_t S = 4096, kHeads = 9, kKvHeads = 3, kPlanes = 24, kLatent = 96;
+
+Case decode_attention_case(DType t) {
+  Tensor q = random({1, 1, kHeads, E}, t), k = random({1, S, kKvHeads, E}, t),
+         v = random({1, S, kKvHeads, E}, t);
+  Tensor o = Tensor::empty_like(q), lse = Tensor::empty({1, kHeads, 1}, acc_dtype(t));
+  return {[=]() mutable { kernels::attention_fwd(q, k, v, 0.125, o, lse); }, 4.0 * S * kHeads * E,
+          total_bytes({k, v})};
+}
+
+CacheRows random_rows(int bits, DType t) {
+  CacheRows rows;
+  rows.W = kPlanes + kLatent, rows.bits = bits;
+  rows.data = bits ? Tensor::empty({1, S, rows.W * bits / 32}, DType::i32) : Tensor::empty({1, S, rows.W}, t);
+  if (bits) {
+    rows.groups = Tensor::from(std::vector<int32_t>{0, 24, 56, 88, 120}, {5});
+    rows.scales = Tensor::empty({1, S, 4}, DType::bf16);
+  }
+  kernels::write_rows(random({1, S, rows.W}, t), 0, rows);
+  return rows;
+}
+
+void add_latent_attention(const std::string& kept, int bits) {
+  add_case("latent_attention/1x4096/" + kept, [=](DType t) {
+    Tensor q = random({1, 1, kHeads, kPlanes + kLatent}, t), o = Tensor::empty({1, 1, kHeads, kLatent}, t);
+    const CacheRows rows = random_rows(bits, t);
+    const double bytes = total_bytes({rows.data}) + (bits ? total_bytes({rows.scales}) : 0);
+    return Case{[=]() mutable { kernels::latent_attention(q, rows, S, 0.125, kPlanes, o); },
+                2.0 * S * kHeads * (kPlanes + 2 * kLatent), bytes};
+  });
+}
+
 Case loss_case(DType t) {
   Tensor x = random({N, D}, t), w = random({V, D}, t), targets = random_ids(N, V);
   Tensor losses = Tensor::empty({N}, acc_dtype(t)), dx = Tensor::empty_like(x),
@@ -183,6 +217,10 @@ void add_all() {
   add_linear("lm_head", 256, D, V);
   add_attention(2, 512);
   add_attention(1, 2048);
+  add_case("attention/decode_1x4096", decode_attention_case);
+  add_latent_attention("floats", 0);
+  add_latent_attention("int8", 8);
+  add_latent_attention("int4", 4);
   add_case("linear_cross_entropy/fwd_bwd", loss_case);
   add_case("linear_distill/fwd_bwd", distill_case);
   add_case("rms_norm/fwd", rms_norm_fwd_case);
