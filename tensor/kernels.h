@@ -133,8 +133,8 @@ LLATTE_KERNEL(attention_bwd, const Tensor& dout, const Tensor& q, const Tensor& 
               double scale, Tensor& dq, Tensor& dk, Tensor& dv)
 
 // ---- rows of a cache ------------------------------------------------------------------------------- cache_rows.cpp
-// Rows [at, at + T) := x (B,T,W);  y (B,n,W) := rows [0,n). Codes: x ~= scale code, |code| <= m = 2^(bits-1) - 1, scale = max|x| / m
-// of the group, so an error of max|x| / 2m at most (and 2^-8 of that, for the scale is bf16). A group that is not finite reads as NaN.
+// Rows [at, at + T) := x (B,T,W);  y (B,n,W) := rows [0,n). Codes: x ~= scale code, -m-1 <= code <= m = 2^(bits-1) - 1, |scale| <=
+// max|x| / m of the group, so an error of max|x| / 2m at most (and 2^-8 of that, for the scale is bf16). A group that is not finite reads as NaN.
 LLATTE_KERNEL(write_rows, const Tensor& x, int64_t at, CacheRows& rows)
 LLATTE_KERNEL(read_rows, const CacheRows& rows, Tensor& y)
 // Decoding with latents: o_h = sum_s softmax_s(scale q_h . row_s[0, Wk)) row_s[v0, v0 + F), one stream of rows for all heads.

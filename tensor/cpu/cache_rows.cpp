@@ -8,23 +8,29 @@
 namespace llatte::cpu {
 namespace {
 
-// max|x| / m; NaN where some x is not finite, since 0 x is 0 for finite x alone.
+// The step between codes, small enough that no number is cut off: the larger of the two extremes, -x or x,
+// lies at code -(m+1), so the step takes its sign, and the other one at m or below. NaN where some x is not
+// finite, since 0 x is 0 for finite x alone.
 template <class T>
 bf16 scale_of(const T* x, int64_t n, float m) {
-  float high = 0, zero = 0;
-#pragma omp simd reduction(max : high) reduction(+ : zero)
+  float above = 0, below = 0, zero = 0;
+#pragma omp simd reduction(max : above, below) reduction(+ : zero)
   for (int64_t j = 0; j < n; ++j) {
-    const float a = std::abs(float(x[j]));
-    high = high < a ? a : high;
-    zero += 0 * a;
+    const float v = float(x[j]);
+    above = above < v ? v : above;
+    below = below < -v ? -v : below;
+    zero += 0 * v;
   }
-  return bf16(high / m + zero);
+  const float big = std::max(above, below), small = std::min(above, below);
+  const float step = std::max(big / (m + 1), small / m) + zero;
+  return bf16(above > below ? -step : step);
 }
 
 // The code of x: the nearest multiple of the scale. Where the scale is 0 or NaN all codes are 0.
 template <class T>
 int32_t code_of(T x, float scale, float m) {
-  return scale > 0 ? static_cast<int32_t>(std::clamp(std::nearbyint(float(x) / scale), -m, m)) : 0;
+  return std::abs(scale) > 0 ? static_cast<int32_t>(std::clamp(std::nearbyint(float(x) / scale), -m - 1, m))
+                             : 0;
 }
 
 template <class T>

@@ -1,5 +1,5 @@
-// How a cache keeps a row of W numbers in few bits, and how it is read. Codes are whole numbers in [-m, m],
-// m = 127 or 7, packed into the bytes of the row:
+// How a cache keeps a row of W numbers in few bits, and how it is read. Codes are whole numbers in
+// [-m-1, m], m = 127 or 7, packed into the bytes of the row:
 //   8 bits  byte j is number j, as a signed byte
 //   4 bits  byte j is number j (low half) and number j + ceil(W/2) (high half), each plus 8
 // so that reading is one straight loop each, and then one multiplication by the scale of the group.
