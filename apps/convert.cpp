@@ -131,11 +131,22 @@ void change_attention(const App& app, const Options& o, const Checkpoint& source
   if (app.json) app.print_json(j);
 }
 
+// Read by other programs alone, so there is nothing here to compare the result with.
+void export_deepseek(const App& app, const Options& o, const Checkpoint& source) {
+  if (o.changes_attention())
+    throw UsageError(
+        "--to deepseek takes a model that is MLA already; convert to hf first, then that to deepseek");
+  save_checkpoint(o.target, source, "deepseek", target_dtype(o, source));
+  (app.json ? std::cerr : std::cout) << "self-test left out: this format is written, not read\n";
+  if (app.json) app.print_json(report(source, source));
+}
+
 void run(const App& app, const Options& o) {
   if (!o.plan.empty() && !o.settings.empty())
     throw UsageError("--plan holds all settings; leave " + o.settings[0] + " out");
   const Checkpoint source = open_source(o);
-  if (o.changes_attention()) change_attention(app, o, source);
+  if (o.to == "deepseek") export_deepseek(app, o, source);
+  else if (o.changes_attention()) change_attention(app, o, source);
   else change_format(app, o, source);
   if (source.tokenizer_json.empty())
     (app.json ? std::cerr : std::cout) << "no tokenizer came along; name one with --tokenizer\n";
@@ -152,11 +163,11 @@ void add_options(CLI::App& cli, Options& o) {
       "convert.{calibration, refit_o, gqa2mha, from_scratch, balance} (docs/conversion.md)");
   cli.add_option("--plan", o.plan, "a plan from --save-plan, instead of SETTINGS");
   cli.add_option("--save-plan", o.save_plan, "JSON file for what was decided");
-  cli.add_option("--to", o.to,
-                 "hf, hf-current (MLA in MHA2MLA's current layout), nanotron or gguf (default: gguf if DST "
-                 "ends in .gguf, "
-                 "else hf)")
-      ->check(CLI::IsMember({"hf", "hf-current", "nanotron", "gguf"}));
+  cli.add_option(
+         "--to", o.to,
+         "hf, hf-current (MLA in MHA2MLA's current layout), deepseek (MLA as DeepSeek-V3), nanotron or gguf "
+         "(default: gguf if DST ends in .gguf, else hf)")
+      ->check(CLI::IsMember({"hf", "hf-current", "deepseek", "nanotron", "gguf"}));
   cli.add_option("--dtype", o.dtype,
                  "f32 or bf16, for gguf also f16 and q8_0 (default: bf16 from bf16, else f32)")
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8_0"}));

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <set>
 #include "data/files.h"
+#include "models/deepseek.h"
 #include "models/gguf.h"
 #include "models/hf.h"
 #include "models/nanotron.h"
@@ -30,8 +32,9 @@ GgufType gguf_type(const std::string& dtype) {
 }
 
 void check_target(const std::string& format, const std::string& dtype) {
-  const bool known = format == "hf" || format == "hf-current" || format == "nanotron" || format == "gguf";
-  LLATTE_CHECK(known, "cannot write format '", format, "'; have hf, hf-current, nanotron, gguf");
+  const std::set<std::string> known{"hf", "hf-current", "deepseek", "nanotron", "gguf"};
+  LLATTE_CHECK(known.count(format), "cannot write format '", format,
+               "'; have hf, hf-current, deepseek, nanotron, gguf");
   const bool wide = dtype == "f32" || dtype == "bf16", gguf_only = dtype == "f16" || dtype == "q8_0";
   LLATTE_CHECK(wide || (gguf_only && format == "gguf"), "cannot write ", format, " in dtype '", dtype,
                "'; have ", format == "gguf" ? "f32, bf16, f16, q8_0" : "f32, bf16");
@@ -87,6 +90,7 @@ void save_checkpoint(const fs::path& path, const Checkpoint& checkpoint, const s
   NewFolder folder(path);
   if (format == "hf") save_hf(folder.path(), checkpoint, t);
   else if (format == "hf-current") save_hf(folder.path(), checkpoint, t, MlaLayout::current);
+  else if (format == "deepseek") save_deepseek(folder.path(), checkpoint, t);
   else save_nanotron(folder.path(), checkpoint, t);
   folder.publish();
 }

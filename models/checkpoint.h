@@ -42,7 +42,8 @@ Checkpoint open_checkpoint(const std::filesystem::path& path);
 // The model itself, weights cast to `dtype`.
 std::unique_ptr<Llama> load_model(const Checkpoint& checkpoint, DType dtype);
 
-// Writes `checkpoint` as a new folder (hf, hf-current: MLA in MHA2MLA's current layout, nanotron) or file
+// Writes `checkpoint` as a new folder (hf, hf-current: MLA in MHA2MLA's current layout, deepseek: MLA in
+// DeepSeek-V3's format, nanotron) or file
 // (gguf), weights in f32 or bf16, for gguf also f16 or q8_0. Nothing may be at `path` yet; it appears whole,
 // by one rename, or not at all.
 void save_checkpoint(const std::filesystem::path& path, const Checkpoint& checkpoint,

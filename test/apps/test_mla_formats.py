@@ -49,6 +49,16 @@ class MlaFormats(unittest.TestCase):
         plain = run("convert", FIXTURES / "tiny-mla" / "base", self.dir / "x", "--to", "hf-current", code=1)
         self.assertIn("has no latent attention", plain.stderr)
 
+    def test_to_deepseek(self):
+        p = run("convert", SCORED, self.dir / "deepseek", "--to", "deepseek")
+        self.assertIn("written, not read", p.stdout)
+        config = json.loads((self.dir / "deepseek" / "config.json").read_text())
+        self.assertEqual(config["architectures"], ["DeepseekV3ForCausalLM"])
+        self.assertEqual(config["first_k_dense_replace"], config["num_hidden_layers"])
+        settings = ["RoPE.partial_rope_version=1", "RoPE.top_k_rope_dim=1"]
+        p = run("convert", SCORED, self.dir / "x", *settings, "--to", "deepseek", code=2)
+        self.assertIn("takes a model that is MLA already", p.stderr)
+
     def test_is_mla(self):
         for app, rest in (("generate", ["--prompt", "x"]), ("eval", [])):
             sub = ["ppl"] if app == "eval" else []

@@ -110,6 +110,20 @@ def check_padding(target):
     report("tokens that differ when padded prompts are generated together", float(wrong), 0)
 
 
+def check_deepseek(name, source, folder):
+    """transformers' own DeepseekV3ForCausalLM, no code of ours. Its RMSNorm on the latent, and frequencies by way of a
+    factor for each pair, add roundings of 1e-7 here and there: the bound is that of any f32 sum in another order."""
+    target = os.path.join(folder, "deepseek-" + name)
+    run("convert", source, target, "--to", "deepseek")
+    net, vocab = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval(), 48
+    assert type(net).__name__ == "DeepseekV3ForCausalLM", type(net)
+    ids = [i * 7919 % vocab for i in range(30)]
+    with torch.no_grad():
+        theirs = net(torch.tensor([ids])).logits[0].double().numpy()
+    ours = our_logits(source, ids, folder)
+    report(f"transformers runs {name} as DeepSeek-V3", np.abs(ours - theirs).max() / np.abs(theirs).max(), 1e-5)
+
+
 def main():
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,6 +132,7 @@ def main():
                 source = os.path.join(folder, "source-" + name)
                 make(name, source)
                 check(name, source, folder)
+                check_deepseek(name, source, folder)
         check_bf16(os.path.join(folder, "v4_m7"), folder)
         check_padding(os.path.join(folder, "v4_m7"))
         for name in ("hf_qwen2_high_split", "hf_qwen2_high_joint"):
