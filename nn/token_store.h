@@ -2,8 +2,8 @@
 //   f32, bf16, f64  the numbers, rounded to that type
 //   int8, int4      whole multiples of a scale (bf16) for each group of at most 32 columns; -m-1 <= multiple
 //                   <= m, m = 127 or 7. The group's largest number lies at -m-1 (the scale has the sign for
-//                   it), unless one of the other sign is nearly as large. Error: at most max|x| / 2m (1 + 2^-8),
-//                   which is 0.40 % or 7.2 % of the group's largest number. 8.5 and 4.5 bits a number.
+//                   it), unless one of the other sign is nearly as large. Error: at most max|x| / 2m
+//                   (1 + 2^-8), that is 0.40 % or 7.2 % of the group's largest number. 8.5 and 4.5 bits each.
 // No group crosses a border between sections, so numbers of unlike size can be kept apart.
 //   B sequences  S capacity in tokens  T new tokens  W numbers a token
 #pragma once
