@@ -109,7 +109,15 @@ void add_plan(nlohmann::ordered_json& layers, const ConversionPlan& plan,
   }
 }
 
+// What would fail once the work is done fails before it.
+void check_target(const Options& o) {
+  LLATTE_CHECK(!std::filesystem::exists(o.target), o.target, " exists already; remove it or name another");
+  LLATTE_CHECK(target_format(o) != "gguf", o.target,
+               ": GGUF has no latent attention; use --to hf, hf-current or nanotron");
+}
+
 void change_attention(const App& app, const Options& o, const Checkpoint& source) {
+  check_target(o);
   std::ostream& out = app.json ? std::cerr : std::cout;
   const ConversionPlan plan =
       o.plan.empty() ? make_plan(source, parse_mla_settings(o.settings)) : load_plan(o.plan, source);

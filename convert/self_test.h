@@ -16,7 +16,7 @@ struct SelfTest {
 // Runs in f32, or in bf16 where neither holds more than 16 bits a weight.
 SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result);
 
-// A conversion to MLA proves itself three times, in f32 on the same tokens. Models of more than 10^9
+// A conversion to MLA proves itself three times, in f32 on the same tokens. Models of more than `large`
 // parameters are cut to their first layer: the layers are converted alike.
 struct MlaSelfTest {
   SelfTest original;                  // RoPE kept on all pairs and no SVD: the source's logits
@@ -25,6 +25,6 @@ struct MlaSelfTest {
   SelfTest written;                   // the files that were written: the conversion in memory
 };
 MlaSelfTest test_conversion(const Checkpoint& source, const ConversionPlan& plan, const Checkpoint& converted,
-                            const Checkpoint& written);
+                            const Checkpoint& written, int64_t large = 1'000'000'000);
 
 }  // namespace llatte

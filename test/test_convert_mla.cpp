@@ -246,6 +246,29 @@ TEST_CASE("what is written is what was converted") {
   }
 }
 
+TEST_CASE("the self-test, of the whole model and of the first layer of a large one") {
+  const Case c("v4_m2");
+  const ConversionPlan plan = c.plan();
+  const Checkpoint mla = c.converted();
+  Checkpoint wrong = mla;
+  wrong.read = [read = mla.read](const std::string& name, DType t) {
+    Tensor a = read(name, t);
+    if (name == at(0, "W_up_v.weight")) a.data<float>()[0] += 1;
+    return a;
+  };
+  for (const int64_t large : {int64_t{0}, int64_t{1} << 40}) {
+    const MlaSelfTest good = test_conversion(c.base, plan, mla, mla, large);
+    CHECK(good.original.passed());
+    REQUIRE(good.full_rank);
+    CHECK(good.full_rank->passed());
+    CHECK(good.full_rank->max_error > 0);
+    CHECK(good.written.passed());
+    CHECK_FALSE(test_conversion(c.base, plan, mla, wrong, large).written.passed());
+  }
+  const double whole = test_conversion(c.base, plan, mla, mla).original.max_logit;
+  CHECK(test_conversion(c.base, plan, mla, mla, 0).original.max_logit != whole);
+}
+
 TEST_CASE("a plan is saved and read back") {
   const TempFolder folder;
   for (const char* name : {"v4_m7", "v6_m2", "v2_m2", "v4_m0"}) {
