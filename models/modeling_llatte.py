@@ -36,6 +36,7 @@ class LatentAttention(nn.Module):
         for pairs in config.RoPE["kept_pairs"][layer_idx]:
             self.kept_dims.append(list(pairs) + [j + self.E // 2 for j in pairs])
         self.N = sum(map(len, self.kept_dims))
+        self.tables = {}  # by device; buffers would have to survive loading
         self.q_proj = nn.Linear(config.hidden_size, self.H * self.E, bias=qkv_bias)
         self.o_proj = nn.Linear(self.H * self.E, config.hidden_size, bias=False)
         if self.method == 0:
@@ -70,15 +71,20 @@ class LatentAttention(nn.Module):
         """[B, S, heads E] -> [B, heads, S, E]"""
         return x.view(*x.shape[:2], -1, self.E).transpose(1, 2)
 
-    def places(self, device):
-        """Where the rows of W_k_r and those of W_up_k lie among the K E dims of k."""
-        kept = [k * self.E + d for k, dims in enumerate(self.kept_dims) for d in dims]
-        lost = sorted(set(range(self.K * self.E)) - set(kept))
-        return torch.tensor(kept, device=device), torch.tensor(lost, device=device)
+    def index(self, device):
+        """Where the rows of W_k_r and of W_up_k lie among the K E dims of k; and [K, E], which dims RoPE turns."""
+        if device not in self.tables:
+            kept = [k * self.E + d for k, dims in enumerate(self.kept_dims) for d in dims]
+            turns = torch.zeros(self.K * self.E, dtype=torch.bool)
+            turns[kept] = True
+            lost = (~turns).nonzero().flatten()
+            tables = torch.tensor(kept, dtype=torch.long), lost, turns.view(self.K, self.E)
+            self.tables[device] = [t.to(device) for t in tables]
+        return self.tables[device]
 
     def joined(self, k_r, k_c):
         """k [B, K, S, E] from its dims with RoPE [B, S, N] and without [B, S, K E - N]."""
-        kept, lost = self.places(k_r.device)
+        kept, lost, _ = self.index(k_r.device)
         k = k_r.new_empty(*k_r.shape[:2], self.K * self.E)
         k[..., kept], k[..., lost] = k_r, k_c
         return self.heads(k)
@@ -86,10 +92,7 @@ class LatentAttention(nn.Module):
     def rotate(self, x, position_embeddings):
         """x [B, heads, S, E]: a dim without RoPE is turned by the angle 0."""
         cos, sin = (table.unsqueeze(1) for table in position_embeddings)  # [B, 1, S, E]
-        turns = torch.zeros(self.K, self.E, dtype=torch.bool, device=x.device)
-        for k, dims in enumerate(self.kept_dims):
-            turns[k, dims] = True
-        turns = turns.repeat_interleave(x.shape[1] // self.K, dim=0)[:, None, :]  # [heads, 1, E]
+        turns = self.index(x.device)[2].repeat_interleave(x.shape[1] // self.K, dim=0)[:, None, :]  # [heads, 1, E]
         return x * torch.where(turns, cos, 1.0) + rotate_half(x) * torch.where(turns, sin, 0.0)
 
     def rotated_k_r(self, x, position_embeddings):
@@ -98,7 +101,7 @@ class LatentAttention(nn.Module):
             return x[..., :0]
         k_r = self.W_k_r(x)
         k = self.joined(k_r, k_r.new_zeros(*x.shape[:2], self.K * self.E - self.N))
-        return self.rotate(k, position_embeddings).transpose(1, 2).flatten(2)[..., self.places(x.device)[0]]
+        return self.rotate(k, position_embeddings).transpose(1, 2).flatten(2)[..., self.index(x.device)[0]]
 
     def row(self, x, position_embeddings):
         """What is cached of x [B, T, D]: [B, T, width]."""
