@@ -26,6 +26,11 @@ Tensor block(const Tensor& g, const std::vector<int64_t>& rows, const std::vecto
   return la::transposed(rows_of(picked.transpose(0, 1), columns));
 }
 
+// [a, b], by columns.
+Tensor beside(const Tensor& a, const Tensor& b) {
+  return la::transposed(stacked(la::transposed(a), la::transposed(b)));
+}
+
 std::vector<int64_t> shifted(std::vector<int64_t> rows, int64_t by) {
   for (int64_t& r : rows) r += by;
   return rows;
@@ -97,15 +102,25 @@ GradientMetric gradient_metric(const Tensor& g, const std::vector<int64_t>& rows
   return {block(g, rows, rows), block(g, rows, two), block(g, two, two), block(g, v, v)};
 }
 
-Tensor fold(const GradientMetric& g) {
-  const double rho = kRidge * la::mean_diagonal(g.two_two);
-  return la::solve_spd(la::add_to_diagonal(g.two_two, rho), la::add_to_diagonal(la::transposed(g.k2), rho));
+KeyFold fold(const Tensor& g, const std::vector<int64_t>& lost, const std::vector<int64_t>& kept) {
+  const auto two = shifted(lost, g.size(0) / 3);
+  Tensor A = block(g, two, two), B = block(g, two, lost);
+  const double rho = kRidge * la::mean_diagonal(A);
+  A = la::add_to_diagonal(A, rho), B = la::add_to_diagonal(B, rho);
+  if (kept.empty()) return {la::solve_spd(A, B), {}};
+  const Tensor kk = block(g, kept, kept), cross = block(g, kept, two);
+  A = stacked(beside(A, la::transposed(cross)),
+              beside(cross, la::add_to_diagonal(kk, kRidge * la::mean_diagonal(kk))));
+  const Tensor both = la::solve_spd(A, stacked(B, block(g, kept, lost)));
+  const auto n = static_cast<int64_t>(lost.size());
+  return {both.slice(0, 0, n).clone(), both.slice(0, n, both.size(0)).clone()};
 }
 
-Tensor derope_losses(const GradientMetric& g, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K) {
+Tensor derope_losses(const Tensor& all, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K) {
   const int64_t n = wk_nD.size(0), D = wk_nD.size(1), E = n / K, F = E / 2;
-  LLATTE_CHECK(g.kk.size(0) == n, "derope: the metric is ", g.kk.shape(), " for ", n, " rows of k");
-  const Tensor f = fold(g), k2f = la::product(g.k2, f);
+  LLATTE_CHECK(all.size(0) == 3 * n, "derope: the metric is ", all.shape(), " for ", n, " rows of k");
+  const GradientMetric g = gradient_metric(all, counted(n));
+  const Tensor f = fold(all, counted(n), {}).lost, k2f = la::product(g.k2, f);
   const Tensor f22f = la::product(f.transpose(0, 1), la::product(g.two_two, f));
   const auto gd = [&](int64_t i) {  // a diagonal entry of Gd
     const int64_t at = i * (n + 1);

@@ -36,13 +36,22 @@ struct GradientMetric {
 };
 GradientMetric gradient_metric(const Tensor& g, const std::vector<int64_t>& rows);
 
-// F = (G_22 + rho I)^-1 (G_2k + rho I), rho = 1e-2 of the mean diagonal of G_22: k without rotation is best
-// replaced by F k.
-Tensor fold(const GradientMetric& g);
+// What stands in for the rows k_n of k that lose their rotation: k_n becomes F k_n, unrotated, and the rows
+// k_r that keep theirs become k_r + W k_n.
+struct KeyFold {
+  Tensor lost;  // F f64 [lost,lost]
+  Tensor kept;  // W f64 [kept,lost]; undefined where no row is kept
+};
+// The loss changes by g_2 . u + g_k . w - g_k . k_n, of which u = F k_n and w = W k_n leave the least (mean
+// square):
+//   [F; W] = (A + rho I)^-1 (B + rho [I; 0]),  A = [G_22, G_2k; G_k2, G_kk], B = [G_2k; G_kk]
+// in the lost rows of 2 and the kept rows of k; B's columns are the lost rows of k. rho = 1e-2 of each
+// block's mean diagonal.
+KeyFold fold(const Tensor& g, const std::vector<int64_t>& lost, const std::vector<int64_t>& kept);
 
 // f64 [K,F]: what the loss pays for taking the rotation from pair j of head kappa. Gd = G_kk - G_k2 F - F^T
-// G_2k + F^T G_22 F is the metric; the pair's rows of W_k are one complex row w = a + i b, and the loss
-// (Gd_aa + Gd_bb) (a C a^T + b C b^T).
-Tensor derope_losses(const GradientMetric& g, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K);
+// G_2k + F^T G_22 F is the metric, F the fold of all rows; the pair's rows of W_k are one complex row w = a +
+// i b, and the loss (Gd_aa + Gd_bb) (a C a^T + b C b^T).
+Tensor derope_losses(const Tensor& g, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K);
 
 }  // namespace llatte

@@ -90,6 +90,24 @@ Tensor read_rows(const Checkpoint& source, const ConversionPlan& plan, int64_t l
   return plan.settings.gqa2mha ? rows_of(a, repeated_rows(source.config)) : a;
 }
 
+Tensor sum_of(const Tensor& a, const Tensor& b) {
+  Tensor y = Tensor::empty_like(a);
+  kernels::add(a, b, y);
+  return y;
+}
+
+// k_r + W k_n and F k_n, and the biases likewise.
+void fold_keys(const KeyFold& f, Rows& r) {
+  const auto column = [](const Tensor& bias) { return bias.reshape({-1, 1}); };
+  if (f.kept.defined()) {
+    r.k_r = sum_of(r.k_r, la::product(f.kept, r.k_n));
+    if (r.k_r_bias.defined())
+      r.k_r_bias = sum_of(r.k_r_bias, la::product(f.kept, column(r.k_n_bias)).reshape({-1}));
+  }
+  r.k_n = la::product(f.lost, r.k_n);
+  if (r.k_n_bias.defined()) r.k_n_bias = la::product(f.lost, column(r.k_n_bias)).reshape({-1});
+}
+
 Rows rows_before_svd(const Checkpoint& source, const ConversionPlan& plan, int64_t l) {
   const LlamaConfig& c = plan.config;
   const auto& pairs = plan.layers[static_cast<size_t>(l)].kept;
@@ -102,9 +120,7 @@ Rows rows_before_svd(const Checkpoint& source, const ConversionPlan& plan, int64
     r.v_bias = read_rows(source, plan, l, "v_proj.bias");
   }
   if (plan.settings.metric != Metric::fisher || lost.empty()) return r;
-  const Tensor F = fold(gradient_metric(CalibrationFile(plan.settings.calibration, c).gradients(l), lost));
-  r.k_n = la::product(F, r.k_n);
-  if (c.qkv_bias) r.k_n_bias = la::product(F, r.k_n_bias.reshape({-1, 1})).reshape({-1});
+  fold_keys(fold(CalibrationFile(plan.settings.calibration, c).gradients(l), lost, kept), r);
   return r;
 }
 

@@ -64,11 +64,10 @@ Tensor derope_scores(const Checkpoint& source, const std::string& calibration) {
   const CalibrationFile statistics(calibration, c);
   Tensor scores_LKF = Tensor::empty({L, K, F}, DType::f32);
   for (int64_t l = 0; l < L; ++l) {
-    const GradientMetric g = gradient_metric(
-        statistics.gradients(l), lost_rows(KeptPairs::value_type(static_cast<size_t>(K)), c.head_dim));
     const Tensor wk = source.read(str("model.layers.", l, ".self_attn.k_proj.weight"), DType::f64);
     scores_LKF.slice(0, l, l + 1)
-        .copy_from(derope_losses(g, statistics.weighted_covariance(l), wk, K).reshape({1, K, F}));
+        .copy_from(derope_losses(statistics.gradients(l), statistics.weighted_covariance(l), wk, K)
+                       .reshape({1, K, F}));
   }
   return scores_LKF;
 }

@@ -180,17 +180,18 @@ TEST_CASE("calibration: weighted covariance and gradients as defined") {
 
 TEST_CASE("fold and derope losses as defined") {
   const Statistics s;
-  const GradientMetric g =
-      gradient_metric(CalibrationFile(s.folder / "cal", s.c).gradients(0), {0, 1, 2, 3, 4, 5, 6, 7});
+  const std::vector<int64_t> all{0, 1, 2, 3, 4, 5, 6, 7};
+  const Tensor G = CalibrationFile(s.folder / "cal", s.c).gradients(0);
+  const GradientMetric g = gradient_metric(G, all);
   const double rho = 1e-2 * la::mean_diagonal(g.two_two);
-  const Tensor F = fold(g);
+  const Tensor F = fold(G, all, {}).lost;
   check_near("(G22 + rho) F = G2k + rho", to_vec(la::product(la::add_to_diagonal(g.two_two, rho), F)),
              to_vec(la::add_to_diagonal(la::transposed(g.k2), rho)), kTol);
 
   // Gd by the residual of k's gradient: [I; -F]^T [[Gkk, Gk2], [G2k, G22]] [I; -F], in the direction of one
   // row.
   const Tensor wk = random_matrix(s.n, D, 8), C = gram(D, 9);
-  const Tensor losses = derope_losses(g, C, wk, s.K);
+  const Tensor losses = derope_losses(G, C, wk, s.K);
   const auto gd = [&](int64_t i) {
     double sum = g.kk.data<double>()[i * 9];
     for (int64_t a = 0; a < s.n; ++a) {
@@ -208,6 +209,39 @@ TEST_CASE("fold and derope losses as defined") {
   // Head 1, pair 1: rows 4 + 1 and 4 + 1 + 2.
   CHECK(near(losses.data<double>()[1 * 2 + 1], (gd(5) + gd(7)) * (size(5) + size(7)), kTol));
   CHECK(losses.shape() == Shape{2, 2});
+}
+
+TEST_CASE("the fold leaves the least of what losing rotation costs") {
+  // E (g_2 . F x + g_k . W x - g_k . x)^2 for one lost row x, by the moments in G; the ridge moves the
+  // minimum by about a hundredth, so steps of 0.1 in any entry must cost more.
+  const Statistics s;
+  const Tensor G = CalibrationFile(s.folder / "cal", s.c).gradients(0);
+  const std::vector<int64_t> lost{1, 3, 4, 6}, kept{0, 2, 5, 7};
+  const KeyFold f = fold(G, lost, kept);
+  REQUIRE(f.lost.shape() == Shape{4, 4});
+  REQUIRE(f.kept.shape() == Shape{4, 4});
+  const auto cost = [&](const std::vector<double>& c) {  // c^T G c
+    double sum = 0;
+    for (size_t i = 0; i < c.size(); ++i)
+      for (size_t j = 0; j < c.size(); ++j) sum += c[i] * c[j] * G.data<double>()[i * c.size() + j];
+    return sum;
+  };
+  for (size_t x = 0; x < 4; ++x) {
+    std::vector<double> c(24, 0.0);
+    c[static_cast<size_t>(lost[x])] = -1;
+    for (size_t i = 0; i < 4; ++i) {
+      c[static_cast<size_t>(8 + lost[i])] = f.lost.data<double>()[i * 4 + x];
+      c[static_cast<size_t>(kept[i])] += f.kept.data<double>()[i * 4 + x];
+    }
+    const double least = cost(c);
+    for (size_t i = 0; i < 4; ++i)
+      for (const double step : {-0.1, 0.1})
+        for (const int64_t row : {8 + lost[i], kept[i]}) {
+          std::vector<double> moved = c;
+          moved[static_cast<size_t>(row)] += step;
+          CHECK(cost(moved) > least);
+        }
+  }
 }
 
 TEST_CASE("a calibration file that does not fit is refused") {
