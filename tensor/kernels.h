@@ -40,9 +40,11 @@ struct AdamWStep {
 // Rows of W numbers as a cache keeps them: floats, or codes with a scale for each group of columns.
 struct CacheRows {
   int64_t W = 0;
-  int bits = 0;           // 0: floats; else 8 or 4
-  Tensor data;            // f32, bf16 or f64 (B,S,W);  codes: i32 (B,S,ceil(W bits / 32)), packed as cpu/cache_rows.h says
-  Tensor scales, groups;  // codes only: bf16 (B,S,G), and i32 [G+1]: group g is columns [groups[g], groups[g+1])
+  int bits = 0;  // 0: floats; else 8 or 4
+  Tensor
+      data;  // f32, bf16 or f64 (B,S,W);  codes: i32 (B,S,ceil(W bits / 32)), packed as cpu/cache_rows.h says
+  Tensor scales,
+      groups;  // codes only: bf16 (B,S,G), and i32 [G+1]: group g is columns [groups[g], groups[g+1])
 };
 struct SampleRule {
   double temperature = 1, top_p = 1, min_p = 0;
