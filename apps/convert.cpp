@@ -2,6 +2,7 @@
 // latent attention (MLA). Weights pass one at a time; then models are run on the same tokens and must give
 // the same logits: source and result, or for an MLA what convert/self_test.h says.
 #include "apps/common.h"
+#include "convert/best.h"
 #include "convert/mla.h"
 #include "convert/self_test.h"
 #include "convert/summary.h"
@@ -14,10 +15,11 @@ namespace {
 
 struct Options {
   std::string source, target, to, dtype, tokenizer;
-  std::string plan, save_plan;
+  std::string plan, save_plan, best, calibration;
+  int64_t cache_values = 0;
   std::vector<std::string> settings;
   bool no_self_test = false;
-  bool changes_attention() const { return !settings.empty() || !plan.empty(); }
+  bool changes_attention() const { return !settings.empty() || !plan.empty() || !best.empty(); }
 };
 
 std::string target_format(const Options& o) {
@@ -84,7 +86,7 @@ void say(std::ostream& out, const Options& o, const char* what, const SelfTest& 
 double say(std::ostream& out, const Options& o, const MlaSelfTest& t) {
   say(out, o, "RoPE on all pairs, no SVD, is the source", t.original);
   if (t.full_rank) say(out, o, "full rank is partial RoPE without SVD", *t.full_rank);
-  else out << "self-test: full rank left out: these settings are exact at no rank\n";
+  else out << "self-test: full rank left out: these settings have no rank at which they are exact\n";
   say(out, o, "the files are the conversion", t.written);
   return std::max({t.original.max_error, t.full_rank ? t.full_rank->max_error : 0, t.written.max_error});
 }
@@ -116,11 +118,21 @@ void check_target(const Options& o) {
                ": GGUF has no latent attention; use --to hf, hf-current or nanotron");
 }
 
+ConversionPlan plan_of(const Options& o, const Checkpoint& source, std::ostream& out) {
+  if (!o.plan.empty()) return load_plan(o.plan, source);
+  if (o.best.empty()) return make_plan(source, parse_mla_settings(o.settings));
+  const MlaSettings s = best_mla(source, o.cache_values, o.calibration);
+  const ConversionPlan plan = make_plan(source, s);
+  out << "best: " << s.rope.top_k_rope_dim << " pairs of a head keep RoPE, low_rank " << s.svd.low_rank
+      << "; the loss of a token is expected to rise by " << predicted_loss(source, plan)
+      << " before o_proj is fitted\n";
+  return plan;
+}
+
 void change_attention(const App& app, const Options& o, const Checkpoint& source) {
   check_target(o);
   std::ostream& out = app.json ? std::cerr : std::cout;
-  const ConversionPlan plan =
-      o.plan.empty() ? make_plan(source, parse_mla_settings(o.settings)) : load_plan(o.plan, source);
+  const ConversionPlan plan = plan_of(o, source, out);
   out << plan_table(plan);
   if (!o.save_plan.empty()) save_plan(o.save_plan, plan);
   const auto errors = std::make_shared<std::vector<LayerError>>();
@@ -152,6 +164,11 @@ void export_deepseek(const App& app, const Options& o, const Checkpoint& source)
 void run(const App& app, const Options& o) {
   if (!o.plan.empty() && !o.settings.empty())
     throw UsageError("--plan holds all settings; leave " + o.settings[0] + " out");
+  if (!o.best.empty() && (!o.plan.empty() || !o.settings.empty()))
+    throw UsageError("--best chooses all settings; leave --plan and " +
+                     (o.settings.empty() ? "others" : o.settings[0]) + " out");
+  if (!o.best.empty() && (o.cache_values == 0 || o.calibration.empty()))
+    throw UsageError("--best needs --cache-values N and --calibration FILE");
   const Checkpoint source = open_source(o);
   if (o.to == "deepseek") export_deepseek(app, o, source);
   else if (o.changes_attention()) change_attention(app, o, source);
@@ -170,6 +187,11 @@ void add_options(CLI::App& cli, Options& o) {
       "last_k_rope_dim, uniform_start_point, uniform_step, qk_tensor_path}, SVD.{method, low_rank, metric}, "
       "convert.{calibration, refit_o, gqa2mha, from_scratch, balance} (docs/conversion.md)");
   cli.add_option("--plan", o.plan, "a plan from --save-plan, instead of SETTINGS");
+  cli.add_option("--best", o.best, "mla: our best settings for --cache-values, from --calibration")
+      ->check(CLI::IsMember({"mla"}));
+  cli.add_option("--cache-values", o.cache_values, "with --best: numbers cached per token and layer")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+  cli.add_option("--calibration", o.calibration, "with --best: a file from calibrate --covariance");
   cli.add_option("--save-plan", o.save_plan, "JSON file for what was decided");
   cli.add_option(
          "--to", o.to,

@@ -4,7 +4,9 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include "convert/best.h"
 #include "convert/calibrate.h"
+#include "convert/fisher.h"
 #include "convert/low_rank.h"
 #include "convert/mla.h"
 #include "convert/refit.h"
@@ -472,4 +474,43 @@ TEST_CASE("refit_o: nothing to mend leaves o_proj, and what it mends is nearer")
         refit_o(c.base, c.base, Tensor::zeros({3, 1}, DType::i32));
       },
       "have windows of at least two");
+}
+
+// What the loss is expected to pay, term by term: with RoPE on all pairs and a latent of v alone that drops
+// some ranks, only v changes, by dv = W_v' - W_v, and the loss pays 1/2 tr(dv^T G_vv dv C).
+TEST_CASE("the predicted loss is the quadratic form of what changes") {
+  const Calibrated c;
+  const ConversionPlan plan =
+      c.plan({"RoPE.partial_rope_version=0", "SVD.method=only_value", "SVD.metric=white"});
+  const Checkpoint mla = convert_to_mla(c.base, plan);
+  const CalibrationFile statistics(c.file(), c.base.config);
+  double want = 0;
+  for (int64_t l = 0; l < 2; ++l) {
+    const Tensor v = c.base.read(at(l, "v_proj.weight"), DType::f64);
+    const Tensor near_v = la::product(mla.read(at(l, "W_up_v.weight"), DType::f64),
+                                      mla.read(at(l, "W_down_v.weight"), DType::f64));
+    Tensor dv = Tensor::empty_like(v);
+    for (int64_t i = 0; i < v.numel(); ++i)
+      dv.data<double>()[i] = near_v.data<double>()[i] - v.data<double>()[i];
+    const Tensor all = statistics.gradients(l), g = all.slice(0, 64, 96).slice(1, 64, 96).contiguous();
+    const Tensor left = la::product(g, dv), right = la::product(dv, statistics.weighted_covariance(l));
+    for (int64_t i = 0; i < left.numel(); ++i) want += left.data<double>()[i] * right.data<double>()[i] / 2;
+  }
+  CHECK(want > 0);
+  CHECK(near(predicted_loss(c.base, plan), want, 1e-10));  // sums of a few thousand products in f64
+}
+
+TEST_CASE("best: no other share of pairs and ranks promises less loss") {
+  const Calibrated c;
+  const MlaSettings best = best_mla(c.base, 24, c.file().string());
+  CHECK(latent_widths(make_plan(c.base, best).config).kept + best.svd.low_rank * 2 == 24);
+  const double least = predicted_loss(c.base, make_plan(c.base, best));
+  for (int64_t pairs = 1; pairs <= 5; ++pairs) {
+    MlaSettings other = best;
+    other.rope.top_k_rope_dim = pairs, other.svd.low_rank = 12 - 2 * pairs;
+    CHECK(least <= predicted_loss(c.base, make_plan(c.base, other)));
+  }
+  for (const int64_t values : {5, 64})
+    check_rejects([&] { best_mla(c.base, values, c.file().string()); },
+                  str(values, " cached values per token and layer; this model takes 6 to 63"));
 }

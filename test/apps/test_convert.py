@@ -159,6 +159,8 @@ class ConvertTest(unittest.TestCase):
         for words, said in ((["SVD.lowrank=3"], "did you mean SVD.low_rank?"), (["SVD"], "write key.path=value")):
             self.assertIn(said, convert(MLA, self.at("x"), *words, code=1).stderr)
         convert(MLA, self.at("x"), "SVD.method=7", "--plan", "p", code=2)
+        convert(MLA, self.at("x"), "--best", "mla", code=2)
+        convert(MLA, self.at("x"), "--best", "mla", "--cache-values", "24", "--calibration", "c", "SVD.method=7", code=2)
         p = convert(MLA, self.at("x.gguf"), *BY_SCORE, "SVD.method=7", "SVD.low_rank=6", code=1)
         self.assertIn("latent attention", p.stderr)
         self.assertEqual(os.listdir(self.dir), [])

@@ -1,0 +1,95 @@
+#include "convert/best.h"
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include "convert/fisher.h"
+#include "convert/low_rank.h"
+#include "convert/mla.h"
+#include "tensor/linalg.h"
+
+namespace llatte {
+namespace {
+
+namespace la = linalg;
+
+Tensor attention_weight(const Checkpoint& c, int64_t l, const char* name) {
+  return c.read(str("model.layers.", l, ".self_attn.", name, ".weight"), DType::f64);
+}
+
+// Rows `at` of y, from row `first` on, += factor times rows `at` of x; both f64 [.,D].
+void add_rows(const Tensor& x, const std::vector<int64_t>& at, double factor, int64_t first, Tensor& y) {
+  const int64_t D = x.size(1);
+  for (const int64_t row : at)
+    for (int64_t d = 0; d < D; ++d)
+      y.data<double>()[(first + row) * D + d] += factor * x.data<double>()[row * D + d];
+}
+
+// Y of a layer, [3n,D].
+Tensor change_of(const Checkpoint& source, const Checkpoint& changed, int64_t l,
+                 const std::vector<std::vector<int32_t>>& pairs) {
+  const Tensor k = attention_weight(source, l, "k_proj"), v = attention_weight(source, l, "v_proj");
+  const Tensor new_k = attention_weight(changed, l, "k_proj"), new_v = attention_weight(changed, l, "v_proj");
+  const int64_t n = k.size(0), E = source.config.head_dim;
+  const auto kept = kept_rows(pairs, E), lost = lost_rows(pairs, E);
+  std::vector<int64_t> all = kept;
+  all.insert(all.end(), lost.begin(), lost.end());
+  Tensor y = Tensor::zeros({3 * n, k.size(1)}, DType::f64);
+  add_rows(k, all, -1, 0, y), add_rows(new_k, kept, 1, 0, y);
+  add_rows(new_k, lost, 1, n, y);
+  add_rows(v, all, -1, 2 * n, y), add_rows(new_v, all, 1, 2 * n, y);
+  return y;
+}
+
+double product_sum(const Tensor& a, const Tensor& b) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.numel(); ++i) sum += a.data<double>()[i] * b.data<double>()[i];
+  return sum;
+}
+
+MlaSettings settings_for(int64_t pairs, int64_t low_rank, const std::string& calibration) {
+  MlaSettings s;
+  s.rope.partial_rope_version = 4, s.rope.top_k_rope_dim = pairs;
+  s.svd = {SvdMethod::joint, low_rank};
+  s.metric = Metric::fisher, s.calibration = calibration, s.refit_o = true;
+  return s;
+}
+
+}  // namespace
+
+double predicted_loss(const Checkpoint& source, const ConversionPlan& plan) {
+  ConversionPlan factors = plan;
+  factors.settings.refit_o = false;
+  const Checkpoint changed = lifted(convert_to_mla(source, factors));
+  const CalibrationFile statistics(plan.settings.calibration, source.config);
+  double loss = 0;
+  for (int64_t l = 0; l < source.config.num_hidden_layers; ++l) {
+    const Tensor y = change_of(source, changed, l, plan.layers[static_cast<size_t>(l)].kept);
+    loss += product_sum(la::product(statistics.gradients(l), y),
+                        la::product(y, statistics.weighted_covariance(l))) /
+            2;
+  }
+  return loss;
+}
+
+MlaSettings best_mla(const Checkpoint& source, int64_t cache_values, const std::string& calibration) {
+  const int64_t K = source.config.num_key_value_heads, E = source.config.head_dim;
+  LLATTE_CHECK(3 * K <= cache_values && cache_values < 2 * K * E, "convert: ", cache_values,
+               " cached values per token and layer; this model takes ", 3 * K, " to ", 2 * K * E - 1);
+  const int64_t per_head = cache_values / K, most = std::min((per_head - 1) / 2, E / 2 - 1);
+  std::map<int64_t, double> losses;
+  const auto loss = [&](int64_t pairs) {
+    if (pairs < 1 || pairs > most) return HUGE_VAL;
+    if (!losses.count(pairs))
+      losses[pairs] =
+          predicted_loss(source, make_plan(source, settings_for(pairs, per_head - 2 * pairs, calibration)));
+    return losses[pairs];
+  };
+  // The expected loss has one minimum: each pair that keeps RoPE helps less than the one before, and costs
+  // two ranks, each worth more than the one before.
+  int64_t pairs = std::clamp<int64_t>(per_head / 5, 1, most);
+  const int64_t step = loss(pairs + 1) < loss(pairs) ? 1 : -1;
+  while (loss(pairs + step) < loss(pairs)) pairs += step;
+  return settings_for(pairs, per_head - 2 * pairs, calibration);
+}
+
+}  // namespace llatte
