@@ -168,12 +168,10 @@ class Bench:
     def heal(self):
         steps = [20, 50, 100]
         yield "| start | loss | x40 before | " + " | ".join(f"{s} steps" for s in steps) + " |", "|---|---|---|---|---|---|"
-        starts = [("unconverted", None), BETTER[0][:2], BEST[:2]]
-        for name, settings in starts:
-            for loss in ["ce"] if settings is None else ["ce", "kl"]:
-                row = [self.healed(name, settings, loss, n) for n in steps]
-                before = self.ppl(name, settings, 40)
-                yield f"| {name} | {loss} | {before:.2f} | " + " | ".join(f"{x:.2f}" for x in row) + " |",
+        plain, best, unconverted = BETTER[0][:2], BEST[:2], ("unconverted", None)
+        for (name, settings), loss in [(best, "ce"), (unconverted, "ce"), (plain, "ce"), (best, "kl"), (plain, "kl")]:
+            row = [self.healed(name, settings, loss, n) for n in steps]
+            yield f"| {name} | {loss} | {self.ppl(name, settings, 40):.2f} | " + " | ".join(f"{x:.2f}" for x in row) + " |",
 
     def healed(self, name, settings, loss, steps):
         """x40 after `steps` steps of 4 x 512 tokens; the run of fewer steps is continued."""

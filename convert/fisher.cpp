@@ -91,8 +91,9 @@ Tensor CalibrationFile::gradients(int64_t layer) const {
 }
 
 Tensor CalibrationFile::tokens() const {
-  LLATTE_CHECK(file_.has("tokens") && file_.entries().at("tokens").shape.size() == 2, file_.path().string(),
-               ": there are no `tokens` [N,T]; make the file with calibrate");
+  const bool there = file_.has("tokens") && file_.entries().at("tokens").shape.size() == 2 &&
+                     file_.entries().at("tokens").bytes > 0;
+  LLATTE_CHECK(there, file_.path().string(), ": there are no `tokens` [N,T]; make the file with calibrate");
   return file_.read("tokens", DType::i32);
 }
 

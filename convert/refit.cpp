@@ -3,6 +3,7 @@
 //   T time  D model width  H query heads  E head width
 #include "convert/refit.h"
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include "autograd/ops.h"
 #include "nn/layers.h"
@@ -79,9 +80,27 @@ Tensor target(const Tensor& y, const Tensor& x, const Tensor& x_converted) {
   return t;
 }
 
-// Without position 0, whose stream is an outlier (it sees itself alone, and the model parks large numbers
-// there): in the sums it would outweigh all others.
-Tensor behind_first(const Tensor& x_BTD) { return x_BTD.slice(1, 1, x_BTD.size(1)).contiguous(); }
+// For each token 1 / rms of its stream, by which the next norm divides whatever is wrong in it. The stream of
+// some tokens, the first above all, is hundreds of times as large as that of others: without these weights
+// they alone would be fitted.
+std::vector<float> weights_of(const Tensor& stream_BTD) {
+  const int64_t D = stream_BTD.size(-1);
+  std::vector<float> weights(static_cast<size_t>(stream_BTD.numel() / D));
+  const float* x = stream_BTD.data<float>();
+  for (size_t t = 0; t < weights.size(); ++t, x += D) {
+    double sum = 0;
+    for (int64_t d = 0; d < D; ++d) sum += double(x[d]) * double(x[d]);
+    weights[t] = static_cast<float>(1 / std::sqrt(sum / static_cast<double>(D)));
+  }
+  return weights;
+}
+
+Tensor weighted(const Tensor& x_BTn, const std::vector<float>& weights) {
+  Tensor y = x_BTn.clone();
+  const int64_t n = x_BTn.size(-1);
+  for (int64_t i = 0; i < y.numel(); ++i) y.data<float>()[i] *= weights[static_cast<size_t>(i / n)];
+  return y;
+}
 
 // The streams of one window.
 struct Window {
@@ -122,13 +141,15 @@ Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_
     const Tensor y_BTD = original.attend(w.x_BTD, {rope, pos_T, l});
     changed.attend(w.converted_BTD, {rope, pos_T, l, nullptr, &probe});
     w.heads = probe.seen.contiguous().reshape({1, T, A});
-    const Tensor a = behind_first(w.heads);
+    const Tensor right_BTD = sum_of(w.x_BTD, y_BTD);
+    const std::vector<float> weights = weights_of(right_BTD);
+    const Tensor a = weighted(w.heads, weights);
     add_product(a, a, aa);
-    add_product(a, behind_first(target(y_BTD, w.x_BTD, w.converted_BTD)), at);
-    w.x_BTD = original.feed_forward(sum_of(w.x_BTD, y_BTD));
+    add_product(a, weighted(target(y_BTD, w.x_BTD, w.converted_BTD), weights), at);
+    w.x_BTD = original.feed_forward(right_BTD);
   }
   const std::string name = str("model.layers.", l, ".self_attn.o_proj.weight");
-  const auto N = static_cast<double>(windows.size()) * static_cast<double>(T - 1);
+  const auto N = static_cast<double>(windows.size()) * static_cast<double>(T);
   const Tensor wo = solved(aa, at, source.read(name, DType::f64), N).to(DType::f32);
   for (Window& w : windows)
     w.converted_BTD =
@@ -141,8 +162,6 @@ Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_
 std::vector<Tensor> refit_o(const Checkpoint& source, const Checkpoint& converted, const Tensor& tokens_NT) {
   const NoGrad off;
   const int64_t T = tokens_NT.size(1);
-  LLATTE_CHECK(T > 1 && tokens_NT.size(0) > 0, "convert.refit_o: the calibration file has ",
-               tokens_NT.size(0), " windows of ", T, " tokens; have windows of at least two");
   LLATTE_CHECK(T <= source.config.max_position_embeddings, "convert.refit_o: the calibration windows have ",
                T, " tokens, the model ", source.config.max_position_embeddings, " positions");
   std::vector<int32_t> positions(static_cast<size_t>(T));

@@ -11,7 +11,8 @@ namespace llatte {
 // first 24 windows of tokens i32 [N,T]. With a the heads' outputs of the converted model, and t = (attention
 // output of the original) + x_original - x_converted, what would put the stream right again:
 //   W_o := ((E[a a^T] + rho I)^-1 (E[a t^T] + rho W_o^T))^T
-// with rho = 1e-2 of the mean diagonal of E[a a^T], E over all tokens but the first of each window.
+// with rho = 1e-2 of the mean diagonal of E[a a^T]. E weighs each token by 1 / mean_D(h^2), h the original
+// stream behind the attention: errors count as the next norm sees them.
 std::vector<Tensor> refit_o(const Checkpoint& source, const Checkpoint& converted, const Tensor& tokens_NT);
 
 }  // namespace llatte

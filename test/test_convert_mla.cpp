@@ -469,11 +469,55 @@ TEST_CASE("refit_o: nothing to mend leaves o_proj, and what it mends is nearer")
         refit_o(c.base, c.base, Tensor::zeros({1, 257}, DType::i32));
       },
       "257 tokens, the model 256 positions");
-  check_rejects(
-      [&] {
-        refit_o(c.base, c.base, Tensor::zeros({3, 1}, DType::i32));
-      },
-      "have windows of at least two");
+}
+
+// The heads' outputs in layer 0, and what o_proj makes of them.
+struct FirstLayer final : AttentionProbe {
+  Var attention(int64_t layer, const Var&, const Var&, const Var&, const Var&, const Var& o_BTHE) override {
+    if (layer == 0) o = o_BTHE.value.to(DType::f64).reshape({-1, 64});
+    return o_BTHE;
+  }
+  Tensor o;
+};
+
+Tensor first_heads(const Checkpoint& c, const Tensor& tokens) {
+  const NoGrad off;
+  const auto model = load_model(c, DType::f32);
+  FirstLayer probe;
+  model->set_probe(&probe);
+  model->hidden(tokens);
+  return probe.o;
+}
+
+TEST_CASE("refit_o solves the weighted least-squares problem of its definition") {
+  // In layer 0 both streams are the embeddings x, so t = W_o a_original, and a token weighs 1 / mean(h^2), h
+  // = x
+  // + t.
+  const Calibrated c;
+  const Tensor tokens = SafetensorsFile::open(c.file()).read("tokens", DType::i32);
+  const Checkpoint changed = lifted(convert_to_mla(c.base, c.plan({"SVD.metric=fisher"})));
+  const Tensor a = first_heads(changed, tokens), wo = c.base.read(at(0, "o_proj.weight"), DType::f64);
+  const Tensor t = la::product(first_heads(c.base, tokens), wo.transpose(0, 1));
+  const Vec x = to_vec(c.base.read("model.embed_tokens.weight", DType::f64));
+  const auto ids = tokens.contiguous().to_vector<int32_t>();
+  Tensor weights = Tensor::empty({a.size(0)}, DType::f64);
+  for (int64_t n = 0; n < a.size(0); ++n) {
+    double sum = 0;
+    for (int64_t d = 0; d < 64; ++d) {
+      const double h =
+          x[static_cast<size_t>(ids[static_cast<size_t>(n)] * 64 + d)] + t.data<double>()[n * 64 + d];
+      sum += h * h / 64;
+    }
+    weights.data<double>()[n] = 1 / sum / static_cast<double>(a.size(0));
+  }
+  const Tensor wa = la::scaled_rows(a, weights);
+  const Tensor aa = la::product(wa.transpose(0, 1), a), at_ = la::product(wa.transpose(0, 1), t);
+  const double rho = 1e-2 * la::mean_diagonal(aa);
+  const Tensor got = refit_o(c.base, changed, tokens)[0].to(DType::f64);
+  // (aa + rho) W^T = at + rho W_o^T, to the f32 of streams and weights: sums of 192 tokens of size 1.
+  const Vec left = to_vec(la::product(la::add_to_diagonal(aa, rho), got.transpose(0, 1)));
+  const Vec right = to_vec(at_), prior = to_vec(la::transposed(wo));
+  for (size_t i = 0; i < left.size(); ++i) CHECK(near(left[i], right[i] + rho * prior[i], 1e-5));
 }
 
 // What the loss is expected to pay, term by term: with RoPE on all pairs and a latent of v alone that drops
