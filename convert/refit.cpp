@@ -6,7 +6,7 @@
 #include <cmath>
 #include <numeric>
 #include "autograd/ops.h"
-#include "nn/layers.h"
+#include "models/block.h"
 #include "tensor/kernels.h"  // matmul
 #include "tensor/linalg.h"
 
@@ -27,42 +27,11 @@ struct HeadOutputs final : AttentionProbe {
   Tensor seen;
 };
 
-// One block of a checkpoint, its attention and its feed-forward to be run apart.
-class Layer final : public Module {
- public:
-  Layer(const Checkpoint& from, int64_t l)
-      : attention_norm_(from.config.hidden_size, from.config.rms_norm_eps, DType::f32),
-        mlp_norm_(from.config.hidden_size, from.config.rms_norm_eps, DType::f32),
-        attention_(make_attention(attention_config(from.config, l, DType::f32))),
-        mlp_(from.config.hidden_size, from.config.intermediate_size, DType::f32) {
-    params(str("model.layers.", l, "."),
-           [&](const std::string& name, Var& p) { p.value = from.read(name, DType::f32); });
-  }
-  Tensor attend(const Tensor& x_BTD, const AttentionInput& in) const {
-    return attention_->forward(attention_norm_(constant(x_BTD)), in).value;
-  }
-  // x + SwiGLU(RMSNorm(x)).
-  Tensor feed_forward(const Tensor& x_BTD) const {
-    const Var x = constant(x_BTD);
-    return add(x, mlp_(mlp_norm_(x))).value;
-  }
-  void params(const std::string& prefix, const ParamFn& f) override {
-    attention_norm_.params(prefix + "input_layernorm.", f);
-    attention_->params(prefix + "self_attn.", f);
-    mlp_norm_.params(prefix + "post_attention_layernorm.", f);
-    mlp_.params(prefix + "mlp.", f);
-  }
-
- private:
-  RmsNorm attention_norm_, mlp_norm_;
-  std::unique_ptr<Attention> attention_;
-  Mlp mlp_;
-};
-
-Tensor sum_of(const Tensor& a, const Tensor& b) {
-  Tensor y = Tensor::empty_like(a);
-  kernels::add(a, b, y);
-  return y;
+Block read_block(const Checkpoint& from, int64_t l) {
+  Block block(from.config, l, DType::f32);
+  block.params(str("model.layers.", l, "."),
+               [&](const std::string& name, Var& p) { p.value = from.read(name, DType::f32); });
+  return block;
 }
 
 // sum += a^T b, both f32 (.., n).
@@ -134,26 +103,26 @@ Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_
                    const Tensor& pos_T, std::vector<Window>& windows) {
   const LlamaConfig& c = source.config;
   const int64_t D = c.hidden_size, A = c.num_attention_heads * c.head_dim, T = pos_T.size(0);
-  const Layer original(source, l), changed(converted, l);
+  const Block original = read_block(source, l), changed = read_block(converted, l);
   Tensor aa = Tensor::zeros({A, A}, DType::f64), at = Tensor::zeros({A, D}, DType::f64);
   HeadOutputs probe;
   for (Window& w : windows) {
-    const Tensor y_BTD = original.attend(w.x_BTD, {rope, pos_T, l});
-    changed.attend(w.converted_BTD, {rope, pos_T, l, nullptr, &probe});
+    const Var x_BTD = constant(w.x_BTD), y_BTD = original.attend(x_BTD, {rope, pos_T, l});
+    changed.attend(constant(w.converted_BTD), {rope, pos_T, l, nullptr, &probe});
     w.heads = probe.seen.contiguous().reshape({1, T, A});
-    const Tensor right_BTD = sum_of(w.x_BTD, y_BTD);
-    const std::vector<float> weights = weights_of(right_BTD);
+    const Var right_BTD = add(x_BTD, y_BTD);
+    const std::vector<float> weights = weights_of(right_BTD.value);
     const Tensor a = weighted(w.heads, weights);
     add_product(a, a, aa);
-    add_product(a, weighted(target(y_BTD, w.x_BTD, w.converted_BTD), weights), at);
-    w.x_BTD = original.feed_forward(right_BTD);
+    add_product(a, weighted(target(y_BTD.value, w.x_BTD, w.converted_BTD), weights), at);
+    w.x_BTD = original.feed_forward(right_BTD).value;
   }
   const std::string name = str("model.layers.", l, ".self_attn.o_proj.weight");
   const auto N = static_cast<double>(windows.size()) * static_cast<double>(T);
   const Tensor wo = solved(aa, at, source.read(name, DType::f64), N).to(DType::f32);
   for (Window& w : windows)
     w.converted_BTD =
-        changed.feed_forward(sum_of(w.converted_BTD, linear(constant(w.heads), constant(wo)).value));
+        changed.feed_forward(add(constant(w.converted_BTD), linear(constant(w.heads), constant(wo)))).value;
   return wo;
 }
 

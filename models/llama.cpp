@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <numeric>
 #include "autograd/ops.h"
-#include "nn/layers.h"
+#include "models/block.h"
 #include "tensor/kernels.h"  // fill, random_normal, embedding_fwd, linear_cross_entropy
 
 namespace llatte {
@@ -24,34 +24,6 @@ AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t) {
 }
 
 namespace {
-
-// x += Attn(RMSNorm(x)), x += SwiGLU(RMSNorm(x)).
-class Block final : public Module {
- public:
-  Block(const LlamaConfig& c, int64_t layer, DType t)
-      : attention_norm_(c.hidden_size, c.rms_norm_eps, t),
-        mlp_norm_(c.hidden_size, c.rms_norm_eps, t),
-        attention_(make_attention(attention_config(c, layer, t))),
-        mlp_(c.hidden_size, c.intermediate_size, t) {}
-
-  Var forward(const Var& x_BTD, const AttentionInput& in) const {
-    const Var h_BTD = add(x_BTD, attention_->forward(attention_norm_(x_BTD), in));
-    return add(h_BTD, mlp_(mlp_norm_(h_BTD)));
-  }
-  const Attention& attention() const { return *attention_; }
-
-  void params(const std::string& prefix, const ParamFn& f) override {
-    attention_norm_.params(prefix + "input_layernorm.", f);
-    attention_->params(prefix + "self_attn.", f);
-    mlp_norm_.params(prefix + "post_attention_layernorm.", f);
-    mlp_.params(prefix + "mlp.", f);
-  }
-
- private:
-  RmsNorm attention_norm_, mlp_norm_;
-  std::unique_ptr<Attention> attention_;
-  Mlp mlp_;
-};
 
 // FNV-1a: the random stream of a parameter is its name, so adding a parameter leaves the others as they were.
 uint64_t fnv1a(const std::string& s) {
