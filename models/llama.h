@@ -51,6 +51,37 @@ struct MlaConfig {
   Tensor scores;   // f32 [L,K,E/2] that they were chosen by; undefined where the version needs none
 };
 
+// HLA: latent attention with RoPE inside the latents. What is rotated is planes: two numbers of the latent
+// read as one complex number, each turning with the frequency of one pair of a head. docs/latent-rope.md.
+enum class HlaRope {
+  original,       // unrotated latents; k is rotated after it has been lifted from them
+  latent,         // planes of the plain SVD, dealt out to the heads: a new start rather than a conversion
+  aligned,        // planes that lift to the model's own rotated pairs
+  hybrid,         // aligned, but pairs from `rope_pairs` on lose RoPE and are read from an unrotated latent
+  unified,        // planes, and one unrotated latent that k and v share
+  latent_literal  // the stacked latent turned before a dense lift: scores are no function of s - t
+};
+// Sorted by pair, then block. block b serves the kv heads [b g, (b+1) g), g = head_block; all 0 where all
+// heads share the planes.
+struct Planes {
+  std::vector<int32_t> pair, block;
+  int64_t count() const { return static_cast<int64_t>(pair.size()); }
+};
+// One layer; the width of what is not there is 0.
+struct HlaLayer {
+  Planes k, q;         // of k, cached; of q, none where q is not factored
+  int64_t rank_q = 0;  // original, latent_literal: width of q's latent; 0: q is not factored
+  int64_t rank_k = 0;  // of k's unrotated latent (latent_literal: rotated as it is)
+  int64_t rank_v = 0;  // of v's latent; unified: the same latent as k's, so rank_k = rank_v
+};
+struct HlaConfig {
+  HlaRope rope = HlaRope::aligned;
+  // First pair whose unrotated dims read k's latent: hybrid as asked for, unified 0, aligned and latent E/2.
+  int64_t rope_pairs = 0;
+  int64_t head_block = 0;  // kv heads that share planes; 0: all
+  std::vector<HlaLayer> layers;
+};
+
 struct LlamaConfig {
   int64_t hidden_size = 0, num_hidden_layers = 0, num_attention_heads = 0, num_key_value_heads = 0,
           head_dim = 0;
@@ -60,7 +91,8 @@ struct LlamaConfig {
   bool qkv_bias = false;  // Qwen2
   bool qk_norm = false;   // Qwen3
   std::optional<RopeScaling> rope_scaling;
-  std::optional<MlaConfig> mla;  // none: ordinary grouped-query attention
+  std::optional<MlaConfig> mla;  // at most one of these two; neither: ordinary grouped-query attention
+  std::optional<HlaConfig> hla;
   std::optional<int64_t> bos_token_id, eos_token_id, pad_token_id;
   std::vector<int64_t> more_eos_token_ids;  // Llama 3 ends a turn in several ways; eos_token_id is the first
 
