@@ -45,8 +45,8 @@ std::string self_test(const Options& o, const Checkpoint& source, const Checkpoi
 nlohmann::ordered_json report(const Checkpoint& source, const Checkpoint& result) {
   auto layers = nlohmann::ordered_json::array();
   for (int64_t l = 0; l < result.config.num_hidden_layers; ++l)
-    layers.push_back({{"cache_values_per_token_before", cache_values_per_layer(source.config)},
-                      {"cache_values_per_token_after", cache_values_per_layer(result.config)}});
+    layers.push_back({{"cache_values_per_token_before", cache_values(source.config, l)},
+                      {"cache_values_per_token_after", cache_values(result.config, l)}});
   return {{"parameters_before", param_count(source.config)},
           {"parameters_after", param_count(result.config)},
           {"bytes_before", source.bytes()},
@@ -142,8 +142,8 @@ void change_attention(const App& app, const Options& o, const Checkpoint& source
   say_layers(out, *errors);
   out << weight_table(mla, result);
   nlohmann::ordered_json j = report(source, result);
-  out << "cached values per token and layer: " << cache_values_per_layer(source.config) << " before, "
-      << cache_values_per_layer(result.config) << " after; bytes per token: " << cache_bytes_per_token(source)
+  out << "cached values per token and layer: " << mean_cache_values(source.config) << " before, "
+      << mean_cache_values(result.config) << " after; bytes per token: " << cache_bytes_per_token(source)
       << " before, " << cache_bytes_per_token(result) << " after\n";
   add_plan(j["layers"], plan, *errors);
   if (o.no_self_test) out << "self-test left out\n";

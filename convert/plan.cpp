@@ -161,8 +161,8 @@ ConversionPlan make_plan(const Checkpoint& source, const MlaSettings& s) {
 }
 
 std::string plan_table(const ConversionPlan& plan) {
-  std::string table = str("plan: metric ", name(plan.settings.metric), ", ",
-                          cache_values_per_layer(plan.config), " cached values per token and layer\n",
+  std::string table = str("plan: metric ", name(plan.settings.metric), ", ", mean_cache_values(plan.config),
+                          " cached values per token and layer\n",
                           "layer  latent k   latent v   pairs that keep RoPE, by kv head\n");
   for (size_t l = 0; l < plan.layers.size(); ++l) {
     const LayerPlan& p = plan.layers[l];

@@ -66,8 +66,7 @@ std::string weight_table(const Checkpoint& source, const Checkpoint& result) {
 }
 
 int64_t cache_bytes_per_token(const Checkpoint& c) {
-  return c.config.num_hidden_layers * cache_values_per_layer(c.config) *
-         static_cast<int64_t>(size_of(c.dtype()));
+  return cache_values(c.config) * static_cast<int64_t>(size_of(c.dtype()));
 }
 
 }  // namespace llatte

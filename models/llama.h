@@ -104,17 +104,19 @@ int64_t param_count(const LlamaConfig& c);
 // Pairs of a kv head that keep RoPE (version 6: on average over the heads): all E/2 unless `mla` says
 // otherwise.
 int64_t kept_pairs(const LlamaConfig& c);
-bool is_latent(const LlamaConfig& c);  // some of k and v is factored
+bool is_latent(const LlamaConfig& c);  // MLA: some of k and v is factored
 
-// What a layer of latent attention is made of, all kv heads together.
+// What a layer of MLA is made of, all kv heads together.
 struct LatentWidths {
   int64_t kept = 0, lost = 0;      // dims of k with and without RoPE: kept + lost = K E
   int64_t rank_k = 0, rank_v = 0;  // widths of the latents; 0: not factored
   bool shared = false;             // k and v read the same latent
 };
 LatentWidths latent_widths(const LlamaConfig& c);
-// Numbers a decoder keeps of a token in one layer.
-int64_t cache_values_per_layer(const LlamaConfig& c);
+// Numbers a decoder keeps of a token: in one layer, in all of them, and on average over the layers.
+int64_t cache_values(const LlamaConfig& c, int64_t layer);
+int64_t cache_values(const LlamaConfig& c);
+double mean_cache_values(const LlamaConfig& c);
 // Every parameter by its name on disk, in the order of Llama::params; a tied lm_head is not listed.
 std::vector<std::pair<std::string, Shape>> param_shapes(const LlamaConfig& c);
 

@@ -2,6 +2,15 @@
 #include "models/llama.h"
 
 namespace llatte {
+namespace {
+
+int64_t hla_cache_values(const HlaConfig& c, int64_t layer) {
+  const HlaLayer& l = c.layers[static_cast<size_t>(layer)];
+  const int64_t planes = c.rope == HlaRope::latent_literal ? 0 : 2 * l.k.count();  // literal: they are c_k
+  return planes + l.rank_k + (c.rope == HlaRope::unified ? 0 : l.rank_v);
+}
+
+}  // namespace
 
 int64_t kept_pairs(const LlamaConfig& c) {
   const PartialRope r = c.mla ? c.mla->rope : PartialRope{};
@@ -30,11 +39,22 @@ LatentWidths latent_widths(const LlamaConfig& c) {
   return w;
 }
 
-int64_t cache_values_per_layer(const LlamaConfig& c) {
+int64_t cache_values(const LlamaConfig& c, int64_t layer) {
+  if (c.hla) return hla_cache_values(*c.hla, layer);
   if (!is_latent(c)) return 2 * c.num_key_value_heads * c.head_dim;
   const LatentWidths w = latent_widths(c);
   if (w.shared) return w.kept + w.rank_k;
   return w.kept + (w.rank_k ? w.rank_k : w.lost) + (w.rank_v ? w.rank_v : w.kept + w.lost);
+}
+
+int64_t cache_values(const LlamaConfig& c) {
+  int64_t sum = 0;
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) sum += cache_values(c, l);
+  return sum;
+}
+
+double mean_cache_values(const LlamaConfig& c) {
+  return static_cast<double>(cache_values(c)) / static_cast<double>(c.num_hidden_layers);
 }
 
 namespace {

@@ -197,7 +197,7 @@ TEST_CASE("RoPE and SVD ask for latent attention, except on all pairs and withou
     CHECK(c.model.mla->rope.top_k_rope_dim == 2);
     CHECK(c.model.mla->svd.method == SvdMethod::joint);
     CHECK(c.model.mla->svd.low_rank == 16);
-    CHECK(cache_values_per_layer(c.model) == 2 * (3 * 2 + 16));
+    CHECK(cache_values(c.model, 0) == 2 * (3 * 2 + 16));
   }
   CHECK(load("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=2"}).model.mla->svd.method ==
         SvdMethod::none);

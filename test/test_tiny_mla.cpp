@@ -228,7 +228,7 @@ TEST_CASE("whole folders: greedy text, bytes as the formula says, and a backward
     const int64_t K = c.num_key_value_heads, R = c.mla->svd.low_rank * K;
     const int64_t values = 2 * kept_pairs(c) * K + (name == "hf_v4_m7" ? R : 2 * R);
     CHECK(g.cache_bytes_per_token == 2 * values * 4);  // layers, values, f32
-    CHECK(values == cache_values_per_layer(c));
+    CHECK(values == cache_values(c, 0));
 
     backward(w.model->loss(w.tokens, w.tokens));
     w.model->params("", [&](const std::string& param, Var& p) { CHECK_MESSAGE(p.grad().defined(), param); });

@@ -43,7 +43,7 @@ std::string schedule_lines(const Schedule& s) {
 std::string attention_line(const LlamaConfig& m) {
   if (!m.mla) return "";
   return str("attention: RoPE on ", kept_pairs(m), " of ", m.head_dim / 2, " pairs a head, SVD method ",
-             static_cast<int>(m.mla->svd.method), ", ", cache_values_per_layer(m),
+             static_cast<int>(m.mla->svd.method), ", ", mean_cache_values(m),
              " cached values per token and layer instead of ", 2 * m.num_key_value_heads * m.head_dim, '\n');
 }
 

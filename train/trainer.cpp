@@ -247,9 +247,9 @@ void Trainer::start_fresh() {
   const bool converted = converts(config_, checkpoint.config);
   model_ = start_model(config_, checkpoint);
   if (converted)
-    progress_.note(str(
-        "converted the attention of ", start.string(), ": ", cache_values_per_layer(checkpoint.config),
-        " cached values per token and layer before, ", cache_values_per_layer(model_->config()), " after"));
+    progress_.note(str("converted the attention of ", start.string(), ": ",
+                       mean_cache_values(checkpoint.config), " cached values per token and layer before, ",
+                       mean_cache_values(model_->config()), " after"));
   if (tokenizer_.json.empty()) tokenizer_ = {checkpoint.tokenizer_json, start.string()};
   make_optimizer();
   if (converted || config_.checkpoints.start.empty() || !has_trainer_state(start)) return;
