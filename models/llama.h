@@ -61,6 +61,11 @@ enum class HlaRope {
   unified,        // planes, and one unrotated latent that k and v share
   latent_literal  // the stacked latent turned before a dense lift: scores are no function of s - t
 };
+// Their words in settings and in config.json.
+inline constexpr const char* kHlaRopes[] = {"original", "latent",  "aligned",
+                                            "hybrid",   "unified", "latent_literal"};
+inline const char* name(HlaRope r) { return kHlaRopes[static_cast<size_t>(r)]; }
+
 // Sorted by pair, then block. block b serves the kv heads [b g, (b+1) g), g = head_block; all 0 where all
 // heads share the planes.
 struct Planes {
