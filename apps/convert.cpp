@@ -2,8 +2,8 @@
 // latent attention (MLA). Weights pass one at a time; then models are run on the same tokens and must give
 // the same logits: source and result, or for an MLA what convert/self_test.h says.
 #include "apps/common.h"
+#include "convert/attention.h"
 #include "convert/best.h"
-#include "convert/mla.h"
 #include "convert/self_test.h"
 #include "convert/summary.h"
 #include "data/files.h"
@@ -99,16 +99,15 @@ void say_layers(std::ostream& out, const std::vector<LayerError>& errors) {
 
 void add_plan(nlohmann::ordered_json& layers, const ConversionPlan& plan,
               const std::vector<LayerError>& errors) {
-  for (size_t l = 0; l < plan.layers.size(); ++l) {
-    const LayerPlan& p = plan.layers[l];
-    layers[l].update({{"kept_pairs", p.kept},
-                      {"rank_k", p.rank_k},
-                      {"rank_v", p.rank_v},
-                      {"shared_latent", p.shared},
-                      {"metric", name(p.metric)},
+  const LatentWidths w = latent_widths(plan.config);
+  for (size_t l = 0; l < errors.size(); ++l)
+    layers[l].update({{"kept_pairs", plan.config.mla->kept[l]},
+                      {"rank_k", w.rank_k},
+                      {"rank_v", w.rank_v},
+                      {"shared_latent", w.shared},
+                      {"metric", name(plan.settings.metric)},
                       {"error", errors[l].error},
                       {"error_of", errors[l].total}});
-  }
 }
 
 // What would fail once the work is done fails before it.
@@ -120,8 +119,8 @@ void check_target(const Options& o) {
 
 ConversionPlan plan_of(const Options& o, const Checkpoint& source, std::ostream& out) {
   if (!o.plan.empty()) return load_plan(o.plan, source);
-  if (o.best.empty()) return make_plan(source, parse_mla_settings(o.settings));
-  const MlaSettings s = best_mla(source, o.cache_values, o.calibration);
+  if (o.best.empty()) return make_plan(source, parse_settings(o.settings));
+  const ConversionSettings s = best_mla(source, o.cache_values, o.calibration);
   const ConversionPlan plan = make_plan(source, s);
   out << "best: " << s.rope.top_k_rope_dim << " pairs of a head keep RoPE, low_rank " << s.svd.low_rank
       << "; the loss of a token is expected to rise by " << predicted_loss(source, plan)
@@ -136,7 +135,7 @@ void change_attention(const App& app, const Options& o, const Checkpoint& source
   out << plan_table(plan);
   if (!o.save_plan.empty()) save_plan(o.save_plan, plan);
   const auto errors = std::make_shared<std::vector<LayerError>>();
-  const Checkpoint mla = convert_to_mla(source, plan, errors);
+  const Checkpoint mla = convert_attention(source, plan, errors);
   save_checkpoint(o.target, mla, target_format(o), target_dtype(o, source));
   const Checkpoint result = open_checkpoint(o.target);
   say_layers(out, *errors);

@@ -46,8 +46,8 @@ double product_sum(const Tensor& a, const Tensor& b) {
   return sum;
 }
 
-MlaSettings settings_for(int64_t pairs, int64_t low_rank, const std::string& calibration) {
-  MlaSettings s;
+ConversionSettings settings_for(int64_t pairs, int64_t low_rank, const std::string& calibration) {
+  ConversionSettings s;
   s.rope.partial_rope_version = 4, s.rope.top_k_rope_dim = pairs;
   s.svd = {SvdMethod::joint, low_rank};
   s.metric = Metric::fisher, s.calibration = calibration, s.refit_o = true;
@@ -59,11 +59,11 @@ MlaSettings settings_for(int64_t pairs, int64_t low_rank, const std::string& cal
 double predicted_loss(const Checkpoint& source, const ConversionPlan& plan) {
   ConversionPlan factors = plan;
   factors.settings.refit_o = false;
-  const Checkpoint changed = lifted(convert_to_mla(source, factors));
+  const Checkpoint changed = lifted(convert_attention(source, factors));
   const CalibrationFile statistics(plan.settings.calibration, source.config);
   double loss = 0;
   for (int64_t l = 0; l < source.config.num_hidden_layers; ++l) {
-    const Tensor y = change_of(source, changed, l, plan.layers[static_cast<size_t>(l)].kept);
+    const Tensor y = change_of(source, changed, l, plan.config.mla->kept[static_cast<size_t>(l)]);
     loss += product_sum(la::product(statistics.gradients(l), y),
                         la::product(y, statistics.weighted_covariance(l))) /
             2;
@@ -71,7 +71,7 @@ double predicted_loss(const Checkpoint& source, const ConversionPlan& plan) {
   return loss;
 }
 
-MlaSettings best_mla(const Checkpoint& source, int64_t cache_values, const std::string& calibration) {
+ConversionSettings best_mla(const Checkpoint& source, int64_t cache_values, const std::string& calibration) {
   const int64_t K = source.config.num_key_value_heads, E = source.config.head_dim;
   LLATTE_CHECK(3 * K <= cache_values && cache_values < 2 * K * E, "convert: ", cache_values,
                " cached values per token and layer; this model takes ", 3 * K, " to ", 2 * K * E - 1);

@@ -14,6 +14,6 @@ double predicted_loss(const Checkpoint& source, const ConversionPlan& plan);
 // Settings for `cache_values` numbers per token and layer, in the published layout: pairs chosen by the loss,
 // joint latent, W_o fitted. `calibration`: a file from `calibrate --covariance`. Fewer values than two and a
 // rank for every kv head, or no fewer than 2 K E: an Error.
-MlaSettings best_mla(const Checkpoint& source, int64_t cache_values, const std::string& calibration);
+ConversionSettings best_mla(const Checkpoint& source, int64_t cache_values, const std::string& calibration);
 
 }  // namespace llatte

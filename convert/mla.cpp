@@ -1,11 +1,9 @@
-// The weights of one converted layer, and the Checkpoint around them.
+// The weights of one converted layer.
 //   D model width  H query heads  K kv heads  E head width  n = K E rows of W_k
 #include "convert/mla.h"
 #include <algorithm>
-#include <map>
 #include "convert/fisher.h"
 #include "convert/low_rank.h"
-#include "convert/refit.h"
 #include "tensor/kernels.h"  // random_normal
 #include "tensor/linalg.h"
 
@@ -13,58 +11,6 @@ namespace llatte {
 namespace {
 
 namespace la = linalg;
-
-// Weights of a layer's attention by their names in it: "W_k_r.weight".
-using LayerWeights = std::map<std::string, Tensor>;
-
-std::string attention_name(int64_t layer, const std::string& name) {
-  return str("model.layers.", layer, ".self_attn.", name);
-}
-
-// `model.layers.7.self_attn.W_up_k.weight` -> (7, "W_up_k.weight"); (-1, "") for what is not in an attention.
-std::pair<int64_t, std::string> place_of(const std::string& name) {
-  const std::string head = "model.layers.", middle = ".self_attn.";
-  const size_t at = name.find(middle);
-  if (!name.starts_with(head) || at == std::string::npos) return {-1, ""};
-  return {std::stoll(name.substr(head.size(), at - head.size())), name.substr(at + middle.size())};
-}
-
-// Weights as they would lie on disk, in the source's own width.
-std::vector<std::pair<std::string, WeightInfo>> weights_of(const LlamaConfig& c, DType t) {
-  std::vector<std::pair<std::string, WeightInfo>> all;
-  for (const auto& [name, shape] : param_shapes(c))
-    all.push_back(
-        {name,
-         {t == DType::bf16 ? "BF16" : "F32", shape, numel_of(shape) * static_cast<int64_t>(size_of(t))}});
-  return all;
-}
-
-// `base` with another config, the weights of whose attention `make` computes; the last layer asked for is
-// kept.
-Checkpoint with_attention(const Checkpoint& base, const LlamaConfig& config,
-                          std::function<LayerWeights(int64_t layer)> make) {
-  struct Last {
-    int64_t layer = -1;
-    LayerWeights weights;
-  };
-  Checkpoint c = base;
-  c.config = config, c.weights = weights_of(config, base.dtype());
-  c.read = [read = base.read, make = std::move(make), last = std::make_shared<Last>()](
-               const std::string& name, DType t) {
-    const auto [layer, part] = place_of(name);
-    if (layer < 0) return read(name, t);
-    if (layer != last->layer) last->weights = make(layer), last->layer = layer;
-    const auto found = last->weights.find(part);
-    return found == last->weights.end() ? read(name, t) : found->second.to(t).clone();
-  };
-  return c;
-}
-
-// k and v of a layer as the plan wants them before anything is factored: which rows keep RoPE, which do not.
-struct Rows {
-  Tensor k_r, k_n, v;                 // f64 [.., D]
-  Tensor k_r_bias, k_n_bias, v_bias;  // undefined: there are none
-};
 
 std::vector<int64_t> all_but(const std::vector<int64_t>& rows, int64_t n) {
   std::vector<int64_t> others;
@@ -97,7 +43,7 @@ Tensor sum_of(const Tensor& a, const Tensor& b) {
 }
 
 // k_r + W k_n and F k_n, and the biases likewise.
-void fold_keys(const KeyFold& f, Rows& r) {
+void fold_keys(const KeyFold& f, KeyRows& r) {
   const auto column = [](const Tensor& bias) { return bias.reshape({-1, 1}); };
   if (f.kept.defined()) {
     r.k_r = sum_of(r.k_r, la::product(f.kept, r.k_n));
@@ -108,51 +54,15 @@ void fold_keys(const KeyFold& f, Rows& r) {
   if (r.k_n_bias.defined()) r.k_n_bias = la::product(f.lost, column(r.k_n_bias)).reshape({-1});
 }
 
-Rows rows_before_svd(const Checkpoint& source, const ConversionPlan& plan, int64_t l) {
-  const LlamaConfig& c = plan.config;
-  const auto& pairs = plan.layers[static_cast<size_t>(l)].kept;
-  const auto kept = kept_rows(pairs, c.head_dim), lost = lost_rows(pairs, c.head_dim);
-  const Tensor k = read_rows(source, plan, l, "k_proj.weight");
-  Rows r{rows_of(k, kept), rows_of(k, lost), read_rows(source, plan, l, "v_proj.weight"), {}, {}, {}};
-  if (c.qkv_bias) {
-    const Tensor bias = read_rows(source, plan, l, "k_proj.bias");
-    r.k_r_bias = rows_of(bias, kept), r.k_n_bias = rows_of(bias, lost);
-    r.v_bias = read_rows(source, plan, l, "v_proj.bias");
-  }
-  if (plan.settings.metric != Metric::fisher || lost.empty()) return r;
-  fold_keys(fold(CalibrationFile(plan.settings.calibration, c).gradients(l), lost, kept), r);
-  return r;
-}
-
-// Gam = block diagonal over kv heads of sum over their query heads of W_o,h^T W_o,h, scaled to a mean
-// diagonal of 1 so that v keeps its weight beside k.
-Tensor output_metric(const Checkpoint& source, int64_t l) {
-  const LlamaConfig& c = source.config;
-  const int64_t H = c.num_attention_heads, K = c.num_key_value_heads, E = c.head_dim, n = K * E;
-  const Tensor wo = source.read(attention_name(l, "o_proj.weight"), DType::f64);
-  Tensor gam = Tensor::zeros({n, n}, DType::f64);
-  for (int64_t h = 0; h < H; ++h) {
-    const Tensor wo_DE = wo.slice(1, h * E, (h + 1) * E);
-    const int64_t at = h / (H / K) * E;
-    Tensor block = gam.slice(0, at, at + E).slice(1, at, at + E);
-    kernels::matmul(wo_DE.transpose(0, 1), wo_DE, block, 1);
-  }
-  return la::scaled_rows(gam, Tensor::full({n}, 1 / la::mean_diagonal(gam), DType::f64));
-}
-
 LatentMetric metric_of(const Checkpoint& source, const ConversionPlan& plan, int64_t l) {
   const Metric m = plan.settings.metric;
   if (m == Metric::plain) return {};
   const CalibrationFile statistics(plan.settings.calibration, plan.config);
   if (m == Metric::white) return {statistics.covariance(l), {}, {}};
   if (m == Metric::output) return {statistics.covariance(l), {}, output_metric(source, l)};
-  const auto lost = lost_rows(plan.layers[static_cast<size_t>(l)].kept, plan.config.head_dim);
+  const auto lost = lost_rows(plan.config.mla->kept[static_cast<size_t>(l)], plan.config.head_dim);
   const GradientMetric g = gradient_metric(statistics.gradients(l), lost);
   return {statistics.weighted_covariance(l), g.two_two, g.vv};
-}
-
-void put(LayerWeights& w, const std::string& name, const Tensor& a) {
-  if (a.defined() && a.numel() > 0) w[name] = a;
 }
 
 // [.., D] rows, or entries of a bias, back in the order of W_k.
@@ -167,7 +77,7 @@ Tensor merged(const Tensor& k_r, const Tensor& k_n, const std::vector<int64_t>& 
   return rows_of(stacked(k_r, k_n), from);
 }
 
-LayerWeights ordinary_weights(const Rows& r, const std::vector<std::vector<int32_t>>& pairs, int64_t E) {
+LayerWeights ordinary_weights(const KeyRows& r, const KeptHeads& pairs, int64_t E) {
   const auto kept = kept_rows(pairs, E), lost = lost_rows(pairs, E);
   LayerWeights w{{"k_proj.weight", merged(r.k_r, r.k_n, kept, lost)}, {"v_proj.weight", r.v}};
   if (!r.v_bias.defined()) return w;
@@ -175,10 +85,10 @@ LayerWeights ordinary_weights(const Rows& r, const std::vector<std::vector<int32
   return w;
 }
 
-LayerWeights latent_weights(const Checkpoint& source, const ConversionPlan& plan, int64_t l, const Rows& r,
+LayerWeights latent_weights(const Checkpoint& source, const ConversionPlan& plan, int64_t l, const KeyRows& r,
                             LayerError& error) {
-  const LayerPlan& p = plan.layers[static_cast<size_t>(l)];
-  const LatentFactors f = factor_latents(p.method, r.k_n, r.v, std::max(p.rank_k, p.rank_v),
+  const LatentWidths p = latent_widths(plan.config);
+  const LatentFactors f = factor_latents(plan.settings.svd.method, r.k_n, r.v, std::max(p.rank_k, p.rank_v),
                                          metric_of(source, plan, l), plan.settings.balanced());
   error = {f.error, f.total};
   LayerWeights w;
@@ -203,20 +113,6 @@ LayerWeights random_weights(const LlamaConfig& c, int64_t l) {
   return w;
 }
 
-Checkpoint converted(const Checkpoint& source, const ConversionPlan& plan,
-                     std::shared_ptr<std::vector<LayerError>> errors) {
-  return with_attention(source, plan.config, [=](int64_t l) {
-    if (plan.settings.from_scratch) return random_weights(plan.config, l);
-    const Rows r = rows_before_svd(source, plan, l);
-    if (!is_latent(plan.config))
-      return ordinary_weights(r, plan.layers[static_cast<size_t>(l)].kept, plan.config.head_dim);
-    LayerError error;
-    LayerWeights w = latent_weights(source, plan, l, r, error);
-    if (errors) errors->at(static_cast<size_t>(l)) = error;
-    return w;
-  });
-}
-
 // up down, or up itself where x is read without a latent.
 Tensor product_of(const Checkpoint& mla, int64_t l, const std::string& up, const std::string& down) {
   const Tensor u = mla.read(attention_name(l, up), DType::f64);
@@ -225,7 +121,30 @@ Tensor product_of(const Checkpoint& mla, int64_t l, const std::string& up, const
 
 }  // namespace
 
-std::vector<int64_t> kept_rows(const std::vector<std::vector<int32_t>>& kept, int64_t E) {
+LayerWeights mla_weights(const Checkpoint& source, const ConversionPlan& plan, int64_t l, LayerError& error) {
+  if (plan.settings.from_scratch) return random_weights(plan.config, l);
+  const KeptHeads& pairs = plan.config.mla->kept[static_cast<size_t>(l)];
+  const KeyRows r = split_rows(source, plan, l, pairs);
+  if (!is_latent(plan.config)) return ordinary_weights(r, pairs, plan.config.head_dim);
+  return latent_weights(source, plan, l, r, error);
+}
+
+KeyRows split_rows(const Checkpoint& source, const ConversionPlan& plan, int64_t l, const KeptHeads& pairs) {
+  const LlamaConfig& c = plan.config;
+  const auto kept = kept_rows(pairs, c.head_dim), lost = lost_rows(pairs, c.head_dim);
+  const Tensor k = read_rows(source, plan, l, "k_proj.weight");
+  KeyRows r{rows_of(k, kept), rows_of(k, lost), read_rows(source, plan, l, "v_proj.weight"), {}, {}, {}};
+  if (c.qkv_bias) {
+    const Tensor bias = read_rows(source, plan, l, "k_proj.bias");
+    r.k_r_bias = rows_of(bias, kept), r.k_n_bias = rows_of(bias, lost);
+    r.v_bias = read_rows(source, plan, l, "v_proj.bias");
+  }
+  if (plan.settings.metric != Metric::fisher || lost.empty()) return r;
+  fold_keys(fold(CalibrationFile(plan.settings.calibration, c).gradients(l), lost, kept), r);
+  return r;
+}
+
+std::vector<int64_t> kept_rows(const KeptHeads& kept, int64_t E) {
   std::vector<int64_t> rows;
   for (size_t k = 0; k < kept.size(); ++k)
     for (const int64_t half : {int64_t{0}, E / 2})
@@ -233,23 +152,8 @@ std::vector<int64_t> kept_rows(const std::vector<std::vector<int32_t>>& kept, in
   return rows;
 }
 
-std::vector<int64_t> lost_rows(const std::vector<std::vector<int32_t>>& kept, int64_t E) {
+std::vector<int64_t> lost_rows(const KeptHeads& kept, int64_t E) {
   return all_but(kept_rows(kept, E), static_cast<int64_t>(kept.size()) * E);
-}
-
-Checkpoint convert_to_mla(const Checkpoint& source, const ConversionPlan& plan,
-                          std::shared_ptr<std::vector<LayerError>> errors) {
-  if (errors) errors->assign(plan.layers.size(), {});
-  const Checkpoint result = converted(source, plan, errors);
-  if (!plan.settings.refit_o) return result;
-  const CalibrationFile statistics(plan.settings.calibration, source.config);
-  const std::vector<Tensor> fitted = refit_o(source, lifted(result), statistics.tokens());
-  Checkpoint refitted = result;
-  refitted.read = [read = result.read, fitted](const std::string& name, DType t) {
-    const auto [layer, part] = place_of(name);
-    return part == "o_proj.weight" ? fitted[static_cast<size_t>(layer)].to(t).clone() : read(name, t);
-  };
-  return refitted;
 }
 
 Checkpoint lifted(const Checkpoint& mla) {
@@ -262,7 +166,7 @@ Checkpoint lifted(const Checkpoint& mla) {
     const auto bias = [&](const char* name, int64_t rows) {
       return from.qkv_bias && rows > 0 ? mla.read(attention_name(l, name), DType::f64) : Tensor();
     };
-    Rows r;
+    KeyRows r;
     if (w.kept > 0) r.k_r = mla.read(attention_name(l, "W_k_r.weight"), DType::f64);
     if (w.lost > 0) r.k_n = product_of(mla, l, "W_up_k.weight", w.rank_k ? "W_down_k.weight" : "");
     r.v = product_of(mla, l, "W_up_v.weight",
@@ -275,10 +179,23 @@ Checkpoint lifted(const Checkpoint& mla) {
   });
 }
 
+Tensor output_metric(const Checkpoint& source, int64_t l) {
+  const LlamaConfig& c = source.config;
+  const int64_t H = c.num_attention_heads, K = c.num_key_value_heads, E = c.head_dim, n = K * E;
+  const Tensor wo = source.read(attention_name(l, "o_proj.weight"), DType::f64);
+  Tensor gam = Tensor::zeros({n, n}, DType::f64);
+  for (int64_t h = 0; h < H; ++h) {
+    const Tensor wo_DE = wo.slice(1, h * E, (h + 1) * E);
+    const int64_t at = h / (H / K) * E;
+    Tensor block = gam.slice(0, at, at + E).slice(1, at, at + E);
+    kernels::matmul(wo_DE.transpose(0, 1), wo_DE, block, 1);
+  }
+  return la::scaled_rows(gam, Tensor::full({n}, 1 / la::mean_diagonal(gam), DType::f64));
+}
+
 ConversionPlan without_svd(const ConversionPlan& plan) {
   ConversionPlan p = plan;
   p.settings.svd = {}, p.config.mla->svd = {}, p.settings.refit_o = false;
-  for (LayerPlan& l : p.layers) l.method = SvdMethod::none, l.rank_k = l.rank_v = 0, l.shared = false;
   return p;
 }
 
@@ -291,8 +208,6 @@ ConversionPlan at_full_rank(const ConversionPlan& plan) {
   const int64_t R = exact_ranks(p.settings.svd.method, w.lost, w.kept + w.lost, p.config.hidden_size);
   LLATTE_CHECK(R > 0, "SVD.method ", static_cast<int>(p.settings.svd.method), " is exact at no rank");
   p.settings.svd.low_rank = p.config.mla->svd.low_rank = (R + K - 1) / K;
-  const LatentWidths full = latent_widths(p.config);
-  for (LayerPlan& l : p.layers) l.rank_k = full.rank_k, l.rank_v = full.rank_v;
   return p;
 }
 

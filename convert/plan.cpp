@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 constexpr const char* kScoresName =
     "qk_tensor.safetensors";  // beside config.json, where the result has scores
 
-void check_source(const Checkpoint& source, const MlaSettings& s) {
+void check_source(const Checkpoint& source, const ConversionSettings& s) {
   const std::string where = source.path.string();
   LLATTE_CHECK(
       !source.config.mla, where,
@@ -35,7 +35,7 @@ void check_source(const Checkpoint& source, const MlaSettings& s) {
       "and leave convert.refit_o out");
 }
 
-LlamaConfig converted_config(const LlamaConfig& source, const MlaSettings& s) {
+LlamaConfig converted_config(const LlamaConfig& source, const ConversionSettings& s) {
   LlamaConfig c = source;
   if (s.gqa2mha) c.num_key_value_heads = c.num_attention_heads;
   c.mla = MlaConfig{};
@@ -72,7 +72,7 @@ Tensor derope_scores(const Checkpoint& source, const std::string& calibration) {
   return scores_LKF;
 }
 
-Tensor scores_for(const Checkpoint& source, const MlaSettings& s, int64_t heads) {
+Tensor scores_for(const Checkpoint& source, const ConversionSettings& s, int64_t heads) {
   const PartialRope& r = s.rope;
   if (!chooses_by_score(r)) return {};
   if (!r.qk_tensor_path && s.metric == Metric::fisher) return derope_scores(source, s.calibration);
@@ -91,15 +91,9 @@ void check_rank(const LlamaConfig& c) {
                most / c.num_key_value_heads, " or less");
 }
 
-ConversionPlan plan_for(const MlaSettings& s, const LlamaConfig& c) {
-  ConversionPlan plan{s, c, {}};
-  const LatentWidths w = latent_widths(c);
-  for (const auto& kept : c.mla->kept)
-    plan.layers.push_back({kept, c.mla->svd.method, s.metric, w.rank_k, w.rank_v, w.shared});
-  return plan;
-}
+std::string width_text(int64_t width) { return width ? str(width) : "-"; }
 
-std::string pairs_text(const std::vector<std::vector<int32_t>>& kept) {
+std::string pairs_text(const KeptHeads& kept) {
   std::string text;
   for (const auto& head : kept) {
     if (!text.empty()) text += " | ";
@@ -150,41 +144,35 @@ std::vector<std::string> words_from_json(const nlohmann::json& plan, const std::
 
 }  // namespace
 
-ConversionPlan make_plan(const Checkpoint& source, const MlaSettings& s) {
+ConversionPlan make_plan(const Checkpoint& source, const ConversionSettings& s) {
+  LLATTE_CHECK(!s.hla, "HLA.rope is ", name(s.hla->rope), ": this conversion is not known here");
   check_source(source, s);
   LlamaConfig c = converted_config(source.config, s);
   if (is_latent(c)) check_rank(c);
   c.mla->scores = scores_for(source, s, c.num_key_value_heads);
   c.mla->kept = choose_pairs(c, c.mla->scores);
   if (c.mla->scores.defined()) c.mla->rope.qk_tensor_path = kScoresName;
-  return plan_for(s, c);
+  return {s, c};
 }
 
 std::string plan_table(const ConversionPlan& plan) {
+  const LatentWidths w = latent_widths(plan.config);
   std::string table = str("plan: metric ", name(plan.settings.metric), ", ", mean_cache_values(plan.config),
                           " cached values per token and layer\n",
                           "layer  latent k   latent v   pairs that keep RoPE, by kv head\n");
-  for (size_t l = 0; l < plan.layers.size(); ++l) {
-    const LayerPlan& p = plan.layers[l];
+  const std::vector<KeptHeads>& kept = plan.config.mla->kept;
+  for (size_t l = 0; l < kept.size(); ++l) {
     char text[64];
-    std::snprintf(text, sizeof text, "%5zu  %-9s  %-9s  ", l, p.rank_k ? str(p.rank_k).c_str() : "-",
-                  p.shared   ? "the same"
-                  : p.rank_v ? str(p.rank_v).c_str()
-                             : "-");
-    table += text + pairs_text(p.kept) + '\n';
+    std::snprintf(text, sizeof text, "%5zu  %-9s  %-9s  ", l, width_text(w.rank_k).c_str(),
+                  w.shared ? "the same" : width_text(w.rank_v).c_str());
+    table += text + pairs_text(kept[l]) + '\n';
   }
   return table;
 }
 
 void save_plan(const fs::path& file, const ConversionPlan& plan) {
-  nlohmann::ordered_json j{{"settings", mla_setting_words(plan.settings)}};
-  for (const LayerPlan& p : plan.layers)
-    j["layers"].push_back({{"kept_pairs", p.kept},
-                           {"method", static_cast<int>(p.method)},
-                           {"metric", name(p.metric)},
-                           {"rank_k", p.rank_k},
-                           {"rank_v", p.rank_v},
-                           {"shared", p.shared}});
+  nlohmann::ordered_json j{{"settings", setting_words(plan.settings)}};
+  for (const KeptHeads& kept : plan.config.mla->kept) j["layers"].push_back({{"kept_pairs", kept}});
   write_file_atomic(file, j.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
@@ -192,7 +180,7 @@ ConversionPlan load_plan(const fs::path& file, const Checkpoint& source) {
   const nlohmann::json j = read_json(file);
   LLATTE_CHECK(j.is_object() && j.contains("layers") && j.contains("settings"), file.string(),
                ": this is no conversion plan: it has no `settings` and `layers`");
-  const MlaSettings s = parse_mla_settings(words_from_json(j, file.string()));
+  const ConversionSettings s = parse_settings(words_from_json(j, file.string()));
   check_source(source, s);
   LlamaConfig c = converted_config(source.config, s);
   if (is_latent(c)) check_rank(c);
@@ -203,7 +191,7 @@ ConversionPlan load_plan(const fs::path& file, const Checkpoint& source) {
   }
   LLATTE_CHECK(choose_pairs(c, c.mla->scores) == c.mla->kept, file.string(),
                ": its pairs are not what RoPE.partial_rope_version ", s.rope.partial_rope_version, " keeps");
-  return plan_for(s, c);
+  return {s, c};
 }
 
 }  // namespace llatte

@@ -2,7 +2,7 @@
 // other, so that only one is in memory.
 #pragma once
 #include <optional>
-#include "convert/mla.h"
+#include "convert/plan.h"
 
 namespace llatte {
 

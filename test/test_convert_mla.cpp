@@ -46,8 +46,8 @@ struct Case {
     if (version == 4 || version == 6) words.push_back("RoPE.qk_tensor_path=" + kScores);
     if (json.value("gqa2mha", false)) words.push_back("convert.gqa2mha=true");
   }
-  ConversionPlan plan() const { return make_plan(base, parse_mla_settings(words)); }
-  Checkpoint converted() const { return convert_to_mla(base, plan()); }
+  ConversionPlan plan() const { return make_plan(base, parse_settings(words)); }
+  Checkpoint converted() const { return convert_attention(base, plan()); }
   nlohmann::json json;
   SafetensorsFile file;
   Checkpoint base = open_checkpoint(kTiny + "base");
@@ -91,7 +91,7 @@ TEST_CASE("pairs and rows are those of the fixtures, to the bit") {
     const Case c(name);
     const ConversionPlan plan = c.plan();
     CHECK(plan.config.mla->kept == c.json.at("kept_pairs").get<KeptPairs>());
-    const Checkpoint mla = convert_to_mla(c.base, plan);
+    const Checkpoint mla = convert_attention(c.base, plan);
     for (int64_t l = 0; l < 2; ++l) {
       const std::string rows = at(l, "W_k_r.weight");
       CHECK(to_vec(mla.read(rows, DType::f32)) == to_vec(c.file.read(rows, DType::f32)));
@@ -148,7 +148,7 @@ TEST_CASE("singular values") {
     const ConversionPlan plan = c.plan();
     for (int64_t l = 0; l < 2; ++l) {
       const Tensor k = rows_of(c.base.read(at(l, "k_proj.weight"), DType::f64),
-                               lost_rows(plan.layers[static_cast<size_t>(l)].kept, 16));
+                               lost_rows(plan.config.mla->kept[static_cast<size_t>(l)], 16));
       const Tensor v = c.base.read(at(l, "v_proj.weight"), DType::f64);
       for (const auto& [part, w] : {std::pair{"k_c", k}, {"v", v}, {"joint", stacked(k, v)}}) {
         const Vec got = to_vec(la::svd(w).s),
@@ -184,10 +184,10 @@ TEST_CASE("only_key and only_value") {
     const std::string stem = kTiny + "current/2-norm_" + word;
     const SafetensorsFile file = SafetensorsFile::open(stem + ".safetensors");
     const Checkpoint base = open_checkpoint(kTiny + "base");
-    const Checkpoint mla = convert_to_mla(
-        base, make_plan(base, parse_mla_settings({"RoPE.partial_rope_version=4", "RoPE.top_k_rope_dim=3",
-                                                  "RoPE.qk_tensor_path=" + kScores, "SVD.low_rank=6",
-                                                  std::string("SVD.method=") + word})));
+    const Checkpoint mla = convert_attention(
+        base, make_plan(base, parse_settings({"RoPE.partial_rope_version=4", "RoPE.top_k_rope_dim=3",
+                                              "RoPE.qk_tensor_path=" + kScores, "SVD.low_rank=6",
+                                              std::string("SVD.method=") + word})));
     const Vec got = logits(mla, file.read("tokens", DType::i32));
     CHECK(difference(got, to_vec(file.read("logits_f64", DType::f64))) < 1e-8);
   }
@@ -199,9 +199,9 @@ TEST_CASE("biases: k's on the rows it is split into, v's on up_v") {
     CAPTURE(word);
     const SafetensorsFile golden =
         SafetensorsFile::open(kTiny + "current/hf_qwen2_high_" + word + "/golden.safetensors");
-    const Checkpoint mla = convert_to_mla(
-        base, make_plan(base, parse_mla_settings({"RoPE.partial_rope_version=1", "RoPE.top_k_rope_dim=1",
-                                                  "SVD.low_rank=2", std::string("SVD.method=") + word})));
+    const Checkpoint mla = convert_attention(
+        base, make_plan(base, parse_settings({"RoPE.partial_rope_version=1", "RoPE.top_k_rope_dim=1",
+                                              "SVD.low_rank=2", std::string("SVD.method=") + word})));
     const Vec got = logits(mla, golden.read("tokens", DType::i32));
     CHECK(difference(got, to_vec(golden.read("logits_conversion_f64", DType::f64))) < 1e-8);
   }
@@ -214,9 +214,9 @@ TEST_CASE("at full rank nothing is lost; from scratch everything is") {
     c.words.push_back(std::string("SVD.method=") + method);
     const ConversionPlan plan = c.plan();
     const Tensor tokens = c.file.read("tokens", DType::i32);
-    const Vec whole = logits(convert_to_mla(c.base, without_svd(plan)), tokens);
-    CHECK(difference(logits(convert_to_mla(c.base, at_full_rank(plan)), tokens), whole) < 1e-10);
-    CHECK(difference(logits(convert_to_mla(c.base, plan), tokens), whole) > 1e-3);
+    const Vec whole = logits(convert_attention(c.base, without_svd(plan)), tokens);
+    CHECK(difference(logits(convert_attention(c.base, at_full_rank(plan)), tokens), whole) < 1e-10);
+    CHECK(difference(logits(convert_attention(c.base, plan), tokens), whole) > 1e-3);
   }
   Case c("v4_m7");
   c.words.push_back("convert.from_scratch=true");
@@ -281,11 +281,11 @@ TEST_CASE("a plan is saved and read back") {
     const ConversionPlan back = load_plan(folder / "plan.json", c.base);
     CHECK(back.config.mla->kept == plan.config.mla->kept);
     CHECK(plan_table(back) == plan_table(plan));
-    CHECK(to_vec(convert_to_mla(c.base, back)
+    CHECK(to_vec(convert_attention(c.base, back)
                      .read(plan.config.mla->svd.method == SvdMethod::none ? at(1, "k_proj.weight")
                                                                           : at(1, "W_up_v.weight"),
                            DType::f64)) ==
-          to_vec(convert_to_mla(c.base, plan)
+          to_vec(convert_attention(c.base, plan)
                      .read(plan.config.mla->svd.method == SvdMethod::none ? at(1, "k_proj.weight")
                                                                           : at(1, "W_up_v.weight"),
                            DType::f64)));
@@ -318,7 +318,7 @@ TEST_CASE("settings that must be refused") {
     const nlohmann::json path = one.at("RoPE").value("qk_tensor_path", nlohmann::json());
     if (path.is_string())
       words.push_back("RoPE.qk_tensor_path=" + (folder / path.get<std::string>()).string());
-    const std::string said = error_of([&] { make_plan(base, parse_mla_settings(words)); });
+    const std::string said = error_of([&] { make_plan(base, parse_settings(words)); });
     CHECK_MESSAGE(said != "no error was thrown", one.at("why").get<std::string>());
     CHECK(said.find('\n') == said.npos);
   }
@@ -328,7 +328,7 @@ TEST_CASE("other settings that are refused, in words") {
   const Checkpoint base = open_checkpoint(kTiny + "base");
   const auto said = [&](std::vector<std::string> words, const Checkpoint& from) {
     words.push_back("RoPE.partial_rope_version=1"), words.push_back("RoPE.top_k_rope_dim=2");
-    return error_of([&] { make_plan(from, parse_mla_settings(words)); });
+    return error_of([&] { make_plan(from, parse_settings(words)); });
   };
   CHECK(has(said({"SVD.lowrank=3"}, base), "unknown setting SVD.lowrank; did you mean SVD.low_rank?"));
   CHECK(has(said({"SVD.low_rank"}, base), "is no setting; write key.path=value"));
@@ -368,7 +368,7 @@ struct Calibrated {
          {"RoPE.partial_rope_version=4", "RoPE.top_k_rope_dim=3", "SVD.method=7", "SVD.low_rank=6"})
       words.insert(words.begin(), w);
     words.push_back("convert.calibration=" + file().string());
-    return make_plan(base, parse_mla_settings(words));
+    return make_plan(base, parse_settings(words));
   }
   TempFolder folder;
   Checkpoint base = open_checkpoint(kTiny + "base");
@@ -385,10 +385,10 @@ TEST_CASE("our metrics: exact at full rank, and balanced") {
       CAPTURE(method);
       const ConversionPlan plan = c.plan(
           {"RoPE.qk_tensor_path=" + kScores, std::string("SVD.metric=") + metric, "SVD.method=" + method});
-      const Vec whole = logits(convert_to_mla(c.base, without_svd(plan)), tokens);
-      CHECK(difference(logits(convert_to_mla(c.base, at_full_rank(plan)), tokens), whole) < 1e-8);
+      const Vec whole = logits(convert_attention(c.base, without_svd(plan)), tokens);
+      CHECK(difference(logits(convert_attention(c.base, at_full_rank(plan)), tokens), whole) < 1e-8);
       const auto errors = std::make_shared<std::vector<LayerError>>();
-      const Checkpoint mla = convert_to_mla(c.base, plan, errors);
+      const Checkpoint mla = convert_attention(c.base, plan, errors);
       const Tensor up_k = mla.read(at(1, "W_up_k.weight"), DType::f64);
       const Tensor up =
           method == "joint" ? stacked(up_k, mla.read(at(1, "W_up_v.weight"), DType::f64)) : up_k;
@@ -417,8 +417,8 @@ TEST_CASE("white loses less of the outputs than plain, and says how much") {
   const Calibrated c;
   const std::string by_score = "RoPE.qk_tensor_path=" + kScores;
   const auto errors = std::make_shared<std::vector<LayerError>>();
-  const Checkpoint white = convert_to_mla(c.base, c.plan({by_score, "SVD.metric=white"}), errors);
-  const Checkpoint plain = convert_to_mla(c.base, c.plan({by_score}));
+  const Checkpoint white = convert_attention(c.base, c.plan({by_score, "SVD.metric=white"}), errors);
+  const Checkpoint plain = convert_attention(c.base, c.plan({by_score}));
   for (int64_t l = 0; l < 2; ++l) {
     CHECK(output_error(c, white, l) < output_error(c, plain, l));
     CHECK(near(output_error(c, white, l) / errors->at(static_cast<size_t>(l)).error, 1, 1e-9));
@@ -434,7 +434,7 @@ TEST_CASE("fisher chooses pairs by what their rotation is worth, and the files c
     CHECK(plan.config.mla->scores.shape() == Shape{2, 2, 8});
     for (const double x : to_vec(plan.config.mla->scores)) CHECK(x > 0);
     const std::string folder = (c.folder / version).string();
-    save_checkpoint(folder, convert_to_mla(c.base, plan), "hf", "f32");
+    save_checkpoint(folder, convert_attention(c.base, plan), "hf", "f32");
     CHECK(open_checkpoint(folder).config.mla->kept == plan.config.mla->kept);
   }
 }
@@ -453,8 +453,8 @@ TEST_CASE("refit_o: nothing to mend leaves o_proj, and what it mends is nearer")
   std::vector<std::string> refitted = words;
   refitted.push_back("convert.refit_o=true");
   const Vec original = logits(c.base, tokens, DType::f32);
-  const Checkpoint before = convert_to_mla(c.base, c.plan(words)),
-                   after = convert_to_mla(c.base, c.plan(refitted));
+  const Checkpoint before = convert_attention(c.base, c.plan(words)),
+                   after = convert_attention(c.base, c.plan(refitted));
   const auto mean_square = [&](const Checkpoint& m) {
     const Vec got = logits(m, tokens, DType::f32);
     double sum = 0;
@@ -495,7 +495,7 @@ TEST_CASE("refit_o solves the weighted least-squares problem of its definition")
   // + t.
   const Calibrated c;
   const Tensor tokens = SafetensorsFile::open(c.file()).read("tokens", DType::i32);
-  const Checkpoint changed = lifted(convert_to_mla(c.base, c.plan({"SVD.metric=fisher"})));
+  const Checkpoint changed = lifted(convert_attention(c.base, c.plan({"SVD.metric=fisher"})));
   const Tensor a = first_heads(changed, tokens), wo = c.base.read(at(0, "o_proj.weight"), DType::f64);
   const Tensor t = la::product(first_heads(c.base, tokens), wo.transpose(0, 1));
   const Vec x = to_vec(c.base.read("model.embed_tokens.weight", DType::f64));
@@ -526,7 +526,7 @@ TEST_CASE("the predicted loss is the quadratic form of what changes") {
   const Calibrated c;
   const ConversionPlan plan =
       c.plan({"RoPE.partial_rope_version=0", "SVD.method=only_value", "SVD.metric=white"});
-  const Checkpoint mla = convert_to_mla(c.base, plan);
+  const Checkpoint mla = convert_attention(c.base, plan);
   const CalibrationFile statistics(c.file(), c.base.config);
   double want = 0;
   for (int64_t l = 0; l < 2; ++l) {
@@ -546,11 +546,11 @@ TEST_CASE("the predicted loss is the quadratic form of what changes") {
 
 TEST_CASE("best: no other share of pairs and ranks promises less loss") {
   const Calibrated c;
-  const MlaSettings best = best_mla(c.base, 24, c.file().string());
+  const ConversionSettings best = best_mla(c.base, 24, c.file().string());
   CHECK(latent_widths(make_plan(c.base, best).config).kept + best.svd.low_rank * 2 == 24);
   const double least = predicted_loss(c.base, make_plan(c.base, best));
   for (int64_t pairs = 1; pairs <= 5; ++pairs) {
-    MlaSettings other = best;
+    ConversionSettings other = best;
     other.rope.top_k_rope_dim = pairs, other.svd.low_rank = 12 - 2 * pairs;
     CHECK(least <= predicted_loss(c.base, make_plan(c.base, other)));
   }

@@ -87,7 +87,7 @@ void fill_defaults(const Settings& s, TrainConfig& c) {
 
 // RoPE on all pairs and no SVD is the plain model: MHA2MLA's baseline.
 void read_mla(TrainConfig& c) {
-  const MlaSettings s = parse_mla_settings(c.mla_words);
+  const ConversionSettings s = parse_settings(c.mla_words);
   if (s.rope.partial_rope_version == 0 && s.svd.method == SvdMethod::none) {
     for (const std::string& word : c.mla_words)
       LLATTE_CHECK(!word.starts_with("convert."), c.file, ": ", word,

@@ -45,7 +45,8 @@ struct TrainConfig {
   LlamaConfig model;
   std::set<std::string> model_keys;  // model_config keys that were given: start weights must agree with them
   std::vector<std::string> mla_words;  // of RoPE, SVD and convert, as given
-  std::optional<MlaSettings> mla;  // what they ask for; none: ordinary attention. model.mla is set with it
+  std::optional<ConversionSettings>
+      mla;  // what they ask for; none: ordinary attention. model.mla is set with it
   DType dtype = DType::f32;
   double init_std = 0.02;
   std::string init_path;

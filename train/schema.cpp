@@ -227,7 +227,7 @@ Read mla_word(const std::string& key) {
   return or_null([=](TrainConfig& c, const KeyValue& kv) {
     const std::string word = key + "=" + text_value(kv.setting.value, kv);
     try {
-      parse_mla_settings({word});
+      parse_settings({word});
     } catch (const Error& e) {
       LLATTE_FAIL(kv.setting.where, ": ", e.what());
     }

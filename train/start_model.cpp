@@ -1,5 +1,5 @@
 #include "train/start_model.h"
-#include "convert/mla.h"
+#include "convert/attention.h"
 #include "models/partial_rope.h"
 
 namespace llatte {
@@ -31,7 +31,7 @@ std::unique_ptr<Llama> new_model(const TrainConfig& c) {
 
 std::unique_ptr<Llama> start_model(const TrainConfig& c, const Checkpoint& start) {
   if (!converts(c, start.config)) return load_model(start, c.dtype);
-  return load_model(convert_to_mla(start, make_plan(start, *c.mla)), c.dtype);
+  return load_model(convert_attention(start, make_plan(start, *c.mla)), c.dtype);
 }
 
 }  // namespace llatte
