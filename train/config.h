@@ -50,7 +50,7 @@ struct TrainConfig {
   DType dtype = DType::f32;
   double init_std = 0.02;
   std::string init_path;
-  bool recompute_layer = false, freeze_non_attn = false;
+  bool recompute_layer = false, freeze_non_attn = false, freeze_embedding = false;
 
   CheckpointConfig checkpoints;
   std::vector<DataStage> stages;
@@ -82,9 +82,14 @@ TrainConfig load_train_config(const std::filesystem::path& file,
 // Every key the schema knows, lists written as `data_stages.*.name`.
 std::vector<std::string> known_config_keys();
 
-// The parameters that optimizer.freeze_non_attn leaves to train, of every kind of attention.
+// What optimizer.freeze_non_attn leaves to train, of every kind of attention.
 inline bool is_attention_or_norm(const std::string& name) {
   return name.find("self_attn") != std::string::npos || name.find("norm") != std::string::npos;
+}
+// Whether the run trains the parameter: freeze_non_attn and freeze_embedding may say no.
+inline bool is_trained(const TrainConfig& c, const std::string& name) {
+  return (!c.freeze_non_attn || is_attention_or_norm(name)) &&
+         (!c.freeze_embedding || name != "model.embed_tokens.weight");
 }
 
 // Throws where a model_config key that was given differs from the start weights' config; RoPE and SVD too, if

@@ -7,11 +7,10 @@
 namespace llatte {
 namespace {
 
-// What optimizer.freeze_non_attn leaves to train.
-int64_t attention_and_norm_parameters(const LlamaConfig& m) {
+int64_t trained_parameters(const TrainConfig& c, const LlamaConfig& m) {
   int64_t n = 0;
   for (const auto& [name, shape] : param_shapes(m))
-    if (is_attention_or_norm(name)) n += numel_of(shape);
+    if (is_trained(c, name)) n += numel_of(shape);
   return n;
 }
 
@@ -54,7 +53,7 @@ TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m, const LlamaConfi
   const auto width = static_cast<int64_t>(size_of(c.dtype));
   const int64_t rows = c.micro_batch * c.sequence_length, L = m.num_hidden_layers;
   p.parameters = param_count(m);
-  p.trained_parameters = c.freeze_non_attn ? attention_and_norm_parameters(m) : p.parameters;
+  p.trained_parameters = trained_parameters(c, m);
   p.tokens_per_step = c.tokens_per_step();
   p.total_tokens = p.tokens_per_step * c.train_steps;
   p.weight_bytes = p.parameters * width;

@@ -344,6 +344,7 @@ void optimizer_rules(std::vector<KeyRule>& t) {
     if (stage > 1) kv.refuse("choose 0 or 1");
   });
   add(t, "optimizer.freeze_non_attn", flag(FLAG(freeze_non_attn)));
+  add(t, "optimizer.freeze_embedding", flag(FLAG(freeze_embedding)));
 }
 
 void parallelism_rules(std::vector<KeyRule>& t) {

@@ -270,8 +270,8 @@ void Trainer::open_teacher() {
 
 void Trainer::make_optimizer() {
   model_->set_recompute(config_.recompute_layer);
-  optimizer_ = config_.freeze_non_attn ? std::make_unique<AdamW>(*model_, config_.adamw, is_attention_or_norm)
-                                       : std::make_unique<AdamW>(*model_, config_.adamw);
+  optimizer_ = std::make_unique<AdamW>(*model_, config_.adamw,
+                                       [&](const std::string& name) { return is_trained(config_, name); });
 }
 
 void Trainer::open_data() {

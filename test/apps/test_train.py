@@ -374,6 +374,13 @@ class TrainTest(unittest.TestCase):
             trained = "self_attn" in name or "norm" in name
             self.assertEqual(before[name] != after[name], trained, name)
 
+    def test_freeze_embedding(self):
+        r = self.run_folder()
+        r.train("tokens.train_steps=3", "optimizer.freeze_embedding=true", "checkpoints.save_initial_state=true")
+        before, after = self.tensors(r, "0"), self.tensors(r, "3")
+        for name in before:
+            self.assertEqual(before[name] == after[name], name == "model.embed_tokens.weight", name)
+
     def test_latent_attention_is_attention_too(self):
         r = self.run_folder()
         r.write_tokens("small.ds", [b % 48 for b in open("assets/wikitext-2/valid.tokens", "rb").read()[:20000]])
