@@ -48,6 +48,7 @@ void ppl(const App& app, const Options& o) {
         {"windows", p.windows}, {"seconds", p.seconds}, {"tokens_per_s", rate},
         {"kind", kind},         {"window", o.window},   {"stride", o.stride ? o.stride : o.window}};
     if (!o.cache.word.empty()) j["cache"] = o.cache.word;
+    j["window_nlls"] = p.window_nlls;
     return app.print_json(j);
   }
   std::cout << "perplexity " << p.ppl << "  nll " << p.nll << "  (" << p.tokens << " tokens in " << p.windows

@@ -53,9 +53,12 @@ Perplexity perplexity(Llama& model, std::span<const int32_t> tokens, const std::
                       int64_t batch_tokens, const ScoreProgress& progress, std::optional<CacheType> cache) {
   const auto start = std::chrono::steady_clock::now();
   Perplexity p;
-  for (const double ll : log_likelihoods(model, requests_of(tokens, windows), batch_tokens, progress, cache))
-    p.nll -= ll;
-  for (const EvalWindow& w : windows) p.tokens += w.end - w.scored;
+  const auto lls = log_likelihoods(model, requests_of(tokens, windows), batch_tokens, progress, cache);
+  for (size_t i = 0; i < windows.size(); ++i) {
+    const int64_t scored = windows[i].end - windows[i].scored;
+    p.nll -= lls[i], p.tokens += scored;
+    p.window_nlls.push_back(-lls[i] / static_cast<double>(scored));
+  }
   p.windows = static_cast<int64_t>(windows.size());
   p.nll /= static_cast<double>(p.tokens);
   p.ppl = std::exp(p.nll);

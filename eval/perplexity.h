@@ -22,6 +22,7 @@ std::vector<EvalWindow> sliding_windows(int64_t tokens, int64_t window, int64_t 
 struct Perplexity {
   double nll = 0, ppl = 0;  // mean over `tokens`; exp(nll)
   int64_t tokens = 0, windows = 0;
+  std::vector<double> window_nlls;  // each window's mean over its own tokens
   double seconds = 0;
 };
 

@@ -84,6 +84,11 @@ TEST_CASE("scores are those of the logits, batched or not") {
       CHECK(std::abs(p.nll - want / static_cast<double>(p.tokens)) <= 1e-9);
       CHECK(p.ppl == std::exp(p.nll));
       CHECK(p.windows == static_cast<int64_t>(windows.size()));
+      REQUIRE(p.window_nlls.size() == windows.size());
+      for (size_t i = 0; i < windows.size(); ++i) {
+        const auto scored = static_cast<double>(windows[i].end - windows[i].scored);
+        CHECK(std::abs(p.window_nlls[i] - reference_nll(*model, ids, windows[i]) / scored) <= 1e-9);
+      }
     }
   }
   CHECK(perplexity(*model, ids, non_overlapping_windows(61, 9)).tokens == 6 * 8);

@@ -75,6 +75,8 @@ class Eval(unittest.TestCase):
         self.assertLessEqual(abs(got["nll"] - self.golden["loss_f64"][1][0]), 1e-5)
         self.assertAlmostEqual(got["ppl"], math.exp(got["nll"]), delta=1e-9 * got["ppl"])
         self.assertEqual((got["tokens"], got["windows"], got["kind"]), (2 * (self.T - 1), 2, "non-overlapping"))
+        self.assertEqual(len(got["window_nlls"]), 2)
+        self.assertAlmostEqual(sum(got["window_nlls"]) / 2, got["nll"], delta=1e-12 * got["nll"])  # equal windows
         one = ok("ppl", TINY, "--data", self.ds, "--window", self.T, "--max-windows", 1)
         self.assertEqual(one["windows"], 1)
         sliding = ok("ppl", TINY, "--data", self.ds, "--window", 16, "--stride", 4)
