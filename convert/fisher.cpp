@@ -42,6 +42,20 @@ std::vector<int64_t> counted(int64_t n) {
   return rows;
 }
 
+// [F; W] of a fold; kk, cross = G_k2 and right are the blocks of what keeps its rotation, undefined where
+// nothing does.
+KeyFold solved_fold(const Tensor& two_two, const Tensor& B, const Tensor& kk, const Tensor& cross,
+                    const Tensor& right) {
+  const double rho = kRidge * la::mean_diagonal(two_two);
+  const Tensor A = la::add_to_diagonal(two_two, rho), B_rho = la::add_to_diagonal(B, rho);
+  if (!kk.defined()) return {la::solve_spd(A, B_rho), {}};
+  const Tensor all = stacked(beside(A, la::transposed(cross)),
+                             beside(cross, la::add_to_diagonal(kk, kRidge * la::mean_diagonal(kk))));
+  const Tensor both = la::solve_spd(all, stacked(B_rho, right));
+  const int64_t n = A.size(0);
+  return {both.slice(0, 0, n).clone(), both.slice(0, n, both.size(0)).clone()};
+}
+
 double dot(const double* a, const double* b, int64_t n) { return std::inner_product(a, a + n, b, 0.0); }
 
 }  // namespace
@@ -105,16 +119,17 @@ GradientMetric gradient_metric(const Tensor& g, const std::vector<int64_t>& rows
 
 KeyFold fold(const Tensor& g, const std::vector<int64_t>& lost, const std::vector<int64_t>& kept) {
   const auto two = shifted(lost, g.size(0) / 3);
-  Tensor A = block(g, two, two), B = block(g, two, lost);
-  const double rho = kRidge * la::mean_diagonal(A);
-  A = la::add_to_diagonal(A, rho), B = la::add_to_diagonal(B, rho);
-  if (kept.empty()) return {la::solve_spd(A, B), {}};
-  const Tensor kk = block(g, kept, kept), cross = block(g, kept, two);
-  A = stacked(beside(A, la::transposed(cross)),
-              beside(cross, la::add_to_diagonal(kk, kRidge * la::mean_diagonal(kk))));
-  const Tensor both = la::solve_spd(A, stacked(B, block(g, kept, lost)));
-  const auto n = static_cast<int64_t>(lost.size());
-  return {both.slice(0, 0, n).clone(), both.slice(0, n, both.size(0)).clone()};
+  const Tensor A = block(g, two, two), B = block(g, two, lost);
+  if (kept.empty()) return solved_fold(A, B, {}, {}, {});
+  return solved_fold(A, B, block(g, kept, kept), block(g, kept, two), block(g, kept, lost));
+}
+
+KeyFold fold(const Tensor& g, const Tensor& lift_n2P) {
+  const GradientMetric m = gradient_metric(g, counted(g.size(0) / 3));
+  const Tensor B = la::transposed(m.k2);
+  if (lift_n2P.size(1) == 0) return solved_fold(m.two_two, B, {}, {}, {});
+  const Tensor to_planes = lift_n2P.transpose(0, 1), kept_k = la::product(to_planes, m.kk);
+  return solved_fold(m.two_two, B, la::product(kept_k, lift_n2P), la::product(to_planes, m.k2), kept_k);
 }
 
 Tensor derope_losses(const Tensor& all, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K) {

@@ -48,6 +48,9 @@ struct KeyFold {
 // in the lost rows of 2 and the kept rows of k; B's columns are the lost rows of k. rho = 1e-2 of each
 // block's mean diagonal.
 KeyFold fold(const Tensor& g, const std::vector<int64_t>& lost, const std::vector<int64_t>& kept);
+// The same where the unrotated keys are added in all dims, and what keeps its rotation is lift z, lift [n,2P]
+// with orthonormal columns: k becomes (lift z, F k_n) and z += W k_n. F f64 [n,n], W f64 [2P,n].
+KeyFold fold(const Tensor& g, const Tensor& lift_n2P);
 
 // f64 [K,F]: what the loss pays for taking the rotation from pair j of head kappa. Gd = G_kk - G_k2 F - F^T
 // G_2k + F^T G_22 F is the metric, F the fold of all rows; the pair's rows of W_k are one complex row w = a +
