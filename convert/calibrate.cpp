@@ -185,7 +185,8 @@ struct Calibration::Impl final : AttentionProbe {
 namespace {
 
 void check(const Llama& model, const Tensor& tokens_NT, const CalibrationSettings& s) {
-  LLATTE_CHECK(!model.config().mla, "calibrate: this model's attention was converted already; calibrate ",
+  LLATTE_CHECK(!model.config().mla && !model.config().hla,
+               "calibrate: this model's attention was converted already; calibrate ",
                "the model it was made from");
   LLATTE_CHECK(tokens_NT.ndim() == 2 && tokens_NT.dtype() == DType::i32 && tokens_NT.numel() > 0,
                "calibrate: tokens must be i32 (N,T) with at least one window, got ", name(tokens_NT.dtype()),

@@ -300,6 +300,7 @@ bool replaced(const std::string& name) {
 void check_writable(const Checkpoint& checkpoint) {
   const LlamaConfig& c = checkpoint.config;
   const std::string where = checkpoint.path.string() + ": DeepSeek-V3's format";
+  LLATTE_CHECK(!c.hla, where, " has no form for RoPE inside the latents (HLA); write --to hf");
   LLATTE_CHECK(c.mla, where,
                " is for latent attention, which this model has not; convert it with RoPE and SVD");
   require_pairs(c, checkpoint.path.string());

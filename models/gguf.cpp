@@ -289,7 +289,8 @@ Checkpoint open_gguf(const fs::path& file) {
 
 void save_gguf(const fs::path& file, const Checkpoint& checkpoint, GgufType type) {
   const LlamaConfig& c = checkpoint.config;
-  LLATTE_CHECK(!c.mla, "cannot write ", file.string(), ": GGUF has no form for latent attention (MLA)");
+  LLATTE_CHECK(!c.mla && !c.hla, "cannot write ", file.string(), ": GGUF has no form for latent attention (",
+               c.mla ? "MLA" : "HLA", ")");
   LLATTE_CHECK(!(c.qkv_bias && c.qk_norm), "cannot write ", file.string(),
                ": no GGUF architecture has both q, k, v biases and q/k norms");
   write_gguf(file, metadata_of(checkpoint, type), sources_of(checkpoint, type));

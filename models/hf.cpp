@@ -70,8 +70,8 @@ bool is_current_layout(const std::filesystem::path& folder) {
 }
 
 void write_mla_files(const std::filesystem::path& folder, const LlamaConfig& c, MlaLayout layout) {
-  if (!c.mla || c.mla->kept.empty()) return;
-  if (chooses_by_score(c.mla->rope)) write_qk_scores(folder / kQkTensorFile, c);
+  if (!needs_modeling_llatte(c)) return;
+  if (c.mla && chooses_by_score(c.mla->rope)) write_qk_scores(folder / kQkTensorFile, c);
   if (layout == MlaLayout::canonical) write_file_atomic(folder / "modeling_llatte.py", modeling_llatte());
 }
 

@@ -2,6 +2,7 @@
 // refused by name.
 #include "data/files.h"
 #include "models/hf.h"
+#include "models/hla_config.h"
 #include "models/json_fields.h"
 #include "models/mla_layouts.h"
 #include "models/partial_rope.h"
@@ -172,17 +173,21 @@ void add_mla(const MlaConfig& m, ordered& j) {
   j["SVD"] = {{"method", method_on_disk(m.svd.method)}, {"low_rank", m.svd.low_rank}};
 }
 
-// As dump(2), but the pairs of a head on one line: they can be thousands.
+// As dump(2), but the pairs of all heads on one line, and a layer of HLA on one: they can be thousands.
 std::string text_of(ordered j) {
-  const std::string place = "@kept_pairs@";
-  std::string pairs;
-  if (j.contains("RoPE") && j["RoPE"].contains("kept_pairs")) {
-    pairs = j["RoPE"]["kept_pairs"].dump();
-    j["RoPE"]["kept_pairs"] = place;
-  }
+  std::vector<std::string> lines;
+  const auto on_one_line = [&](ordered& value) {
+    lines.push_back(value.dump());
+    value = str('@', lines.size() - 1, '@');
+  };
+  if (j.contains("RoPE") && j["RoPE"].contains("kept_pairs")) on_one_line(j["RoPE"]["kept_pairs"]);
+  if (j.contains("HLA"))
+    for (ordered& layer : j["HLA"]["layers"]) on_one_line(layer);
   std::string text = j.dump(2) + "\n";
-  if (const size_t at = text.find('"' + place + '"'); at != text.npos)
-    text.replace(at, place.size() + 2, pairs);
+  for (size_t i = 0; i < lines.size(); ++i) {
+    const std::string place = str("\"@", i, "@\"");
+    text.replace(text.find(place), place.size(), lines[i]);
+  }
   return text;
 }
 
@@ -203,6 +208,7 @@ LlamaConfig read_hf_config(const std::filesystem::path& file) {
   read_rope(f, c);
   read_token_ids(f, c);
   read_mla(f, c);
+  if (f.has("HLA")) c.hla = read_hla(Fields(f.at("HLA"), f.where() + ": HLA"), c.head_dim);
   c.rms_norm_eps = f.number("rms_norm_eps", 1e-6);  // transformers' default
   c.initializer_range = f.number("initializer_range", c.initializer_range);
   c.tie_word_embeddings = f.flag("tie_word_embeddings", false);
@@ -238,7 +244,8 @@ std::string hf_config(const LlamaConfig& c, DType dtype, MlaLayout layout) {
                          {"original_max_position_embeddings", s->original_max_position_embeddings}};
   if (c.mla && layout == MlaLayout::current) j["mha2mla"] = mha2mla_object(c);
   else if (c.mla) add_mla(*c.mla, j);
-  if (c.mla && layout == MlaLayout::canonical && !c.mla->kept.empty()) add_auto_map(family, j);
+  if (c.hla) j["HLA"] = hla_json(*c.hla);
+  if (needs_modeling_llatte(c) && layout == MlaLayout::canonical) add_auto_map(family, j);
   j["hidden_act"] = "silu";
   if (!c.qkv_bias) j["attention_bias"] = false;  // Qwen2's biases are part of its architecture
   if (!c.qkv_bias && !c.qk_norm) j["mlp_bias"] = false;

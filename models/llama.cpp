@@ -4,17 +4,32 @@
 // set_recompute(true): x alone.
 #include "models/llama.h"
 #include <algorithm>
+#include <cmath>
+#include <map>
 #include <numeric>
 #include "autograd/ops.h"
 #include "models/block.h"
 #include "tensor/kernels.h"  // fill, random_normal, embedding_fwd, linear_cross_entropy
 
 namespace llatte {
+namespace {
+
+AttentionConfig hla_attention(AttentionConfig a, const HlaConfig& c, int64_t layer) {
+  const HlaLayer& l = c.layers[static_cast<size_t>(layer)];
+  a.kind = "hla", a.hla_rope = c.rope, a.rope_pairs = c.rope_pairs, a.head_block = c.head_block;
+  a.k_planes = l.k, a.q_planes = l.q;
+  a.rank_q = l.rank_q, a.rank_k = l.rank_k, a.rank_v = l.rank_v;
+  a.shared_latent = c.rope == HlaRope::unified;
+  return a;
+}
+
+}  // namespace
 
 AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t) {
   AttentionConfig a;
   a.D = c.hidden_size, a.H = c.num_attention_heads, a.K = c.num_key_value_heads, a.E = c.head_dim;
   a.qkv_bias = c.qkv_bias, a.qk_norm = c.qk_norm, a.norm_eps = c.rms_norm_eps, a.dtype = t;
+  if (c.hla) return hla_attention(a, *c.hla, layer);
   if (!c.mla) return a;
   a.kept_pairs = c.mla->kept[static_cast<size_t>(layer)];
   if (!is_latent(c)) return a;
@@ -33,6 +48,28 @@ uint64_t fnv1a(const std::string& s) {
 }
 
 bool is_bias(const std::string& name) { return name.ends_with(".bias"); }
+
+// The planes that a parameter of HLA lifts: A_k or A_q, as model.layers.N.self_attn.A_k_re. Else null.
+const Planes* planes_of(const LlamaConfig& c, const std::string& name) {
+  if (!c.hla || !(name.ends_with("_re") || name.ends_with("_im"))) return nullptr;
+  const HlaLayer& l = c.hla->layers[std::stoul(name.substr(std::string("model.layers.").size()))];
+  return name.find(".A_q_") != name.npos ? &l.q : &l.k;
+}
+
+// z = W_k_r x is as large as k_proj x. The n planes that serve a pair of a head add up to a k as large as
+// that if the numbers of A_k are N(0, 1 / 2n), whatever the other matrices' std; so too A_q.
+void init_plane_lift(uint64_t seed, uint64_t stream, const Planes& planes, Tensor& a_NP) {
+  std::map<std::pair<int32_t, int32_t>, int64_t> sharing;
+  for (size_t p = 0; p < planes.pair.size(); ++p) ++sharing[{planes.pair[p], planes.block[p]}];
+  Tensor normal_NP = Tensor::empty(a_NP.shape(), DType::f64);
+  kernels::random_normal(seed, stream, 0, 1, normal_NP);
+  for (int64_t i = 0; i < a_NP.numel(); ++i) {
+    const auto p = static_cast<size_t>(i % planes.count());
+    normal_NP.data<double>()[i] /=
+        std::sqrt(2 * static_cast<double>(sharing[{planes.pair[p], planes.block[p]}]));
+  }
+  a_NP.copy_from(normal_NP);
+}
 
 Tensor positions(int64_t begin, int64_t T) {
   std::vector<int32_t> pos(static_cast<size_t>(T));
@@ -96,7 +133,9 @@ void Llama::set_probe(AttentionProbe* probe) { impl_->probe = probe; }
 
 void Llama::init(uint64_t seed, double std) {
   params("", [&](const std::string& name, Var& p) {
-    if (p.value.ndim() == 2) kernels::random_normal(seed, fnv1a(name), 0, std, p.value);
+    if (const Planes* planes = planes_of(impl_->c, name))
+      init_plane_lift(seed, fnv1a(name), *planes, p.value);
+    else if (p.value.ndim() == 2) kernels::random_normal(seed, fnv1a(name), 0, std, p.value);
     else kernels::fill(p.value, is_bias(name) ? 0 : 1);
   });
 }

@@ -51,27 +51,7 @@ struct MlaConfig {
   Tensor scores;   // f32 [L,K,E/2] that they were chosen by; undefined where the version needs none
 };
 
-// HLA: latent attention with RoPE inside the latents. What is rotated is planes: two numbers of the latent
-// read as one complex number, each turning with the frequency of one pair of a head. docs/latent-rope.md.
-enum class HlaRope {
-  original,       // unrotated latents; k is rotated after it has been lifted from them
-  latent,         // planes of the plain SVD, dealt out to the heads: a new start rather than a conversion
-  aligned,        // planes that lift to the model's own rotated pairs
-  hybrid,         // aligned, but pairs from `rope_pairs` on lose RoPE and are read from an unrotated latent
-  unified,        // planes, and one unrotated latent that k and v share
-  latent_literal  // the stacked latent turned before a dense lift: scores are no function of s - t
-};
-// Their words in settings and in config.json.
-inline constexpr const char* kHlaRopes[] = {"original", "latent",  "aligned",
-                                            "hybrid",   "unified", "latent_literal"};
-inline const char* name(HlaRope r) { return kHlaRopes[static_cast<size_t>(r)]; }
-
-// Sorted by pair, then block. block b serves the kv heads [b g, (b+1) g), g = head_block; all 0 where all
-// heads share the planes.
-struct Planes {
-  std::vector<int32_t> pair, block;
-  int64_t count() const { return static_cast<int64_t>(pair.size()); }
-};
+// HLA: latent attention with RoPE inside the latents (HlaRope, Planes: nn/attention.h).
 // One layer; the width of what is not there is 0.
 struct HlaLayer {
   Planes k, q;         // of k, cached; of q, none where q is not factored
@@ -81,7 +61,7 @@ struct HlaLayer {
 };
 struct HlaConfig {
   HlaRope rope = HlaRope::aligned;
-  // First pair whose unrotated dims read k's latent: hybrid as asked for, unified 0, aligned and latent E/2.
+  // First pair whose unrotated dims read k's latent: hybrid as asked for, unified 0, the others E/2.
   int64_t rope_pairs = 0;
   int64_t head_block = 0;  // kv heads that share planes; 0: all
   std::vector<HlaLayer> layers;

@@ -33,6 +33,7 @@ struct Parameter {
 void refuse_foreign(const LlamaConfig& c, const std::string& where) {
   LLATTE_CHECK(!c.qkv_bias, where, ": nanotron's Llama has no place for the q, k, v biases of Qwen2");
   LLATTE_CHECK(!c.qk_norm, where, ": nanotron's Llama has no place for the q_norm and k_norm of Qwen3");
+  LLATTE_CHECK(!c.hla, where, ": nanotron has no names for RoPE inside the latents (HLA); write --to hf");
 }
 
 // "self_attn.q_proj" -> "attn/qkv_proj": a weight within a layer.

@@ -1,4 +1,5 @@
 // What a Llama of a given configuration is made of, without building it: names, shapes, how many numbers.
+#include <functional>
 #include "models/llama.h"
 
 namespace llatte {
@@ -60,6 +61,7 @@ double mean_cache_values(const LlamaConfig& c) {
 namespace {
 
 using NamedShapes = std::vector<std::pair<std::string, Shape>>;
+using NamedLinear = std::function<void(const std::string& name, int64_t out, int64_t in)>;
 
 // Nanotron-era names. What is not factored is an up projection that reads x itself; what has no rows is not
 // there.
@@ -78,7 +80,48 @@ void add_mla_shapes(const LlamaConfig& c, const std::string& at, NamedShapes& r)
   add("W_up_v", w.kept + w.lost, w.rank_v ? w.rank_v : D, c.qkv_bias);
 }
 
-void add_attention_shapes(const LlamaConfig& c, const std::string& at, NamedShapes& r) {
+// q of a layer of HLA: whole, in planes, or behind a latent.
+void add_hla_query_shapes(const LlamaConfig& c, const HlaLayer& l, const NamedLinear& linear,
+                          const NamedLinear& plain) {
+  const int64_t D = c.hidden_size, HE = c.num_attention_heads * c.head_dim, P = l.q.count();
+  const int64_t group = c.num_attention_heads / c.num_key_value_heads, g = c.hla->head_block;
+  if (lifts_planes(c.hla->rope) && P > 0) {
+    linear("W_down_q", 2 * P, D);
+    for (const char* name : {"A_q_re", "A_q_im"}) plain(name, g ? g * group : c.num_attention_heads, P);
+  } else if (l.rank_q > 0) {
+    plain("W_down_q.weight", l.rank_q, D);
+    linear("W_up_q", HE, l.rank_q);
+  } else {
+    linear("q_proj", HE, D);
+  }
+}
+
+void add_hla_shapes(const LlamaConfig& c, const HlaLayer& l, const std::string& at, NamedShapes& r) {
+  const int64_t D = c.hidden_size, K = c.num_key_value_heads, E = c.head_dim, P = l.k.count();
+  const bool lifts = lifts_planes(c.hla->rope);
+  const NamedLinear plain = [&](const std::string& name, int64_t out, int64_t in) {
+    r.push_back({at + name, {out, in}});
+  };
+  const NamedLinear linear = [&](const std::string& name, int64_t out, int64_t in) {
+    plain(name + ".weight", out, in);
+    if (c.qkv_bias) r.push_back({at + name + ".bias", {out}});
+  };
+  add_hla_query_shapes(c, l, linear, plain);
+  if (lifts && P > 0) {
+    linear("W_k_r", 2 * P, D);
+    for (const char* name : {"A_k_re", "A_k_im"}) plain(name, c.hla->head_block ? c.hla->head_block : K, P);
+  }
+  if (l.rank_k > 0) {
+    plain("W_down_k.weight", l.rank_k, D);
+    linear("W_up_k", K * 2 * (lifts ? E / 2 - c.hla->rope_pairs : E / 2), l.rank_k);
+  }
+  if (c.hla->rope != HlaRope::unified) plain("W_down_v.weight", l.rank_v, D);
+  linear("W_up_v", K * E, l.rank_v);
+  plain("o_proj.weight", D, c.num_attention_heads * E);
+}
+
+void add_attention_shapes(const LlamaConfig& c, int64_t layer, const std::string& at, NamedShapes& r) {
+  if (c.hla) return add_hla_shapes(c, c.hla->layers[static_cast<size_t>(layer)], at, r);
   const int64_t D = c.hidden_size, H = c.num_attention_heads, K = c.num_key_value_heads, E = c.head_dim;
   const auto linear = [&](const std::string& name, int64_t out) {
     r.push_back({at + name + ".weight", {out, D}});
@@ -97,10 +140,10 @@ void add_attention_shapes(const LlamaConfig& c, const std::string& at, NamedShap
   r.push_back({at + "k_norm.weight", {E}});
 }
 
-void add_block_shapes(const LlamaConfig& c, const std::string& at, NamedShapes& r) {
+void add_block_shapes(const LlamaConfig& c, int64_t layer, const std::string& at, NamedShapes& r) {
   const int64_t D = c.hidden_size, F = c.intermediate_size;
   r.push_back({at + "input_layernorm.weight", {D}});
-  add_attention_shapes(c, at + "self_attn.", r);
+  add_attention_shapes(c, layer, at + "self_attn.", r);
   r.push_back({at + "post_attention_layernorm.weight", {D}});
   r.push_back({at + "mlp.gate_proj.weight", {F, D}});
   r.push_back({at + "mlp.up_proj.weight", {F, D}});
@@ -122,7 +165,7 @@ long double sum_of(const NamedShapes& shapes) {
 std::vector<std::pair<std::string, Shape>> param_shapes(const LlamaConfig& c) {
   const int64_t D = c.hidden_size;
   NamedShapes r{{"model.embed_tokens.weight", {c.vocab_size, D}}};
-  for (int64_t l = 0; l < c.num_hidden_layers; ++l) add_block_shapes(c, str("model.layers.", l, '.'), r);
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) add_block_shapes(c, l, str("model.layers.", l, '.'), r);
   r.push_back({"model.norm.weight", {D}});
   if (!c.tie_word_embeddings) r.push_back({"lm_head.weight", {c.vocab_size, D}});
   return r;
@@ -131,10 +174,15 @@ std::vector<std::pair<std::string, Shape>> param_shapes(const LlamaConfig& c) {
 int64_t param_count(const LlamaConfig& c) {
   LlamaConfig none = c;
   none.num_hidden_layers = 0;
-  NamedShapes block;
-  add_block_shapes(c, "", block);
-  const long double all =
-      sum_of(param_shapes(none)) + static_cast<long double>(c.num_hidden_layers) * sum_of(block);
+  const auto block = [&](int64_t layer) {
+    NamedShapes shapes;
+    add_block_shapes(c, layer, "", shapes);
+    return sum_of(shapes);
+  };
+  long double all = sum_of(param_shapes(none));
+  if (!c.hla) all += static_cast<long double>(c.num_hidden_layers) * block(0);
+  else
+    for (int64_t l = 0; l < c.num_hidden_layers; ++l) all += block(l);
   LLATTE_CHECK(all < 1e18L, "config: this shape has about ", static_cast<double>(all), " parameters");
   return static_cast<int64_t>(all);
 }

@@ -18,6 +18,9 @@ KeptPairs choose_pairs(const LlamaConfig& c, const Tensor& scores_LKF = {});
 // `folder`, or from qk_tensor.safetensors in it. Where neither is there, the pairs stay as config.json gave
 // them, or unknown. Pairs that config.json gave must be those.
 void resolve_pairs(LlamaConfig& c, const std::filesystem::path& folder);
+// Models that transformers runs with the modeling_llatte.py beside them: their attention is their own, and
+// its parts are known.
+inline bool needs_modeling_llatte(const LlamaConfig& c) { return c.hla || (c.mla && !c.mla->kept.empty()); }
 // Throws, saying which file is missing, if the model needs pairs that are not known.
 void require_pairs(const LlamaConfig& c, const std::string& where);
 

@@ -70,6 +70,18 @@ void check_mla(const LlamaConfig& c) {
   LLATTE_CHECK(!c.qk_norm, "config: SVD cannot factor k behind a q/k norm (Qwen3); use SVD.method 0");
 }
 
+void check_hla(const LlamaConfig& c) {
+  LLATTE_CHECK(static_cast<int64_t>(c.hla->layers.size()) == c.num_hidden_layers, "config: HLA.layers lists ",
+               c.hla->layers.size(), " of ", c.num_hidden_layers, " layers");
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+    try {
+      llatte::check_hla(attention_config(c, l, DType::f32));
+    } catch (const Error& e) {
+      LLATTE_FAIL("config: HLA.layers[", l, "]: ", e.what());
+    }
+  }
+}
+
 }  // namespace
 
 LlamaConfig preset(const std::string& name) {
@@ -107,7 +119,9 @@ void LlamaConfig::check() const {
   LLATTE_CHECK(initializer_range >= 0, "config: initializer_range is ", initializer_range,
                ", it must not be negative");
   if (rope_scaling) check_scaling(*rope_scaling);
+  LLATTE_CHECK(!mla || !hla, "config: RoPE or SVD, and HLA: a model has one kind of latent attention");
   if (mla) check_mla(*this);
+  if (hla) check_hla(*this);
 }
 
 }  // namespace llatte

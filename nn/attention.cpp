@@ -6,11 +6,13 @@ namespace llatte {
 
 std::unique_ptr<Attention> make_attention_gqa(const AttentionConfig& c);  // nn/attention_gqa.cpp
 std::unique_ptr<Attention> make_attention_mla(const AttentionConfig& c);  // nn/attention_mla.cpp
+std::unique_ptr<Attention> make_attention_hla(const AttentionConfig& c);  // nn/attention_hla.cpp
 
 std::unique_ptr<Attention> make_attention(const AttentionConfig& c) {
   if (c.kind == "gqa") return make_attention_gqa(c);
   if (c.kind == "mla") return make_attention_mla(c);
-  LLATTE_FAIL("attention: unknown kind '", c.kind, "'; have gqa and mla");
+  if (c.kind == "hla") return make_attention_hla(c);
+  LLATTE_FAIL("attention: unknown kind '", c.kind, "'; have gqa, mla and hla");
 }
 
 Tensor rope_pairs(const AttentionConfig& c, int64_t heads) {

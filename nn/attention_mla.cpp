@@ -69,11 +69,8 @@ class Mla final : public LatentAttention {
  public:
   Mla(const AttentionConfig& c, const Layout& at)
       : LatentAttention(c, stream_widths(c, at)),
-        G_(c.H / c.K),
         lost_(at.lost),
-        q_proj_(c.D, c.H * c.E, c.qkv_bias, c.dtype),
-        up_v_(c.rank_v ? c.rank_v : c.D, c.K * c.E, c.qkv_bias, c.dtype),
-        o_proj_(c.H * c.E, c.D, false, c.dtype) {
+        q_proj_(c.D, c.H * c.E, c.qkv_bias, c.dtype) {
     if (at.P > 0) k_r_.emplace(c.D, 2 * at.P, c.qkv_bias, c.dtype);
     if (c.rank_k > 0) down_k_.emplace(c.D, c.rank_k, false, c.dtype);
     if (c.rank_v > 0 && !c.shared_latent) down_v_.emplace(c.D, c.rank_v, false, c.dtype);
@@ -99,23 +96,18 @@ class Mla final : public LatentAttention {
 
   LatentStream stream(const Var& x_BTD, const AttentionInput& in) const override {
     LatentStream s;
-    if (k_r_) s.z_BTP = planes(x_BTD, in);
+    if (k_r_) s.z_BTP = turned(gather((*k_r_)(x_BTD), -1, plane_rows_), plane_pairs_, in);
     if (down_k_) s.c_k_BTR = (*down_k_)(x_BTD);
     else if (up_k_) s.c_k_BTR = (*up_k_)(x_BTD);
     s.c_v_BTR = c_.shared_latent ? s.c_k_BTR : down_v_ ? (*down_v_)(x_BTD) : up_v_(x_BTD);
     return s;
   }
 
-  Var keys(const LatentStream& s) const override {
+  Var keys(const LatentStream& s, const RopeTable&, const Tensor&) const override {
     Var k_c = s.c_k_BTR;
     if (down_k_) k_c = up_k_ ? (*up_k_)(k_c) : Var();
     const Var all = !k_r_ ? k_c : !up_k_ ? s.z_BTP : concat(s.z_BTP, k_c, -1);
     return reshape(gather(all, -1, key_dims_), {all.size(0), all.size(1), c_.K, c_.E});
-  }
-
-  Var values(const Var& c_v_BSR) const override {
-    const Var v = c_.rank_v ? up_v_(c_v_BSR) : c_v_BSR;
-    return reshape(v, {v.size(0), v.size(1), c_.K, c_.E});
   }
 
   // q's dims at their own columns, and q_n W_up_k at those of the latent. The bias of W_up_k adds q_n . b to
@@ -131,61 +123,23 @@ class Mla final : public LatentAttention {
     return k_r_ ? concat(placed(), q_c, -1) : q_c;
   }
 
-  // Probabilities add up to 1, so the bias of W_up_v comes through as it is.
-  Var outputs(const Var& o_BTHR) const override {
-    const int64_t B = o_BTHR.size(0), T = o_BTHR.size(1), H = c_.H, E = c_.E;
-    if (!c_.rank_v)
-      return reshape(gather(reshape(o_BTHR, {B, T, H * c_.K * E}), -1, own_values_), {B, T, H, E});
-    const Var up_KRE = transpose(reshape(up_v_.weight(), {c_.K, E, c_.rank_v}), 1, 2);
-    const Var o_BTHE = by_token(matmul(by_group(o_BTHR), up_KRE), B, T);
-    if (!c_.qkv_bias) return o_BTHE;
-    Tensor y = Tensor::empty({B * T, H * E}, o_BTHE.value.dtype());
-    kernels::add_bias(o_BTHE.value.contiguous().reshape(y.shape()),
-                      gather(up_v_.bias(), 0, value_bias_).value, y);
-    return constant(y.reshape({B, T, H, E}));
-  }
-
-  Var project(const Var& o_BTHE) const override {
-    return o_proj_(reshape(o_BTHE, {o_BTHE.size(0), o_BTHE.size(1), c_.H * c_.E}));
-  }
-
-  int64_t lift_products() const override { return lost_ * c_.rank_k + c_.K * c_.E * c_.rank_v; }
+  int64_t key_products() const override { return lost_ * c_.rank_k; }
 
  private:
-  // As one head of width 2P whose planes turn with their own pairs' frequencies.
-  Var planes(const Var& x_BTD, const AttentionInput& in) const {
-    const int64_t B = x_BTD.size(0), T = x_BTD.size(1), width = widths_.planes;
-    const Var z_BT1P = reshape(gather((*k_r_)(x_BTD), -1, plane_rows_), {B, T, 1, width});
-    return reshape(rope(z_BT1P, in.rope.cos, in.rope.sin, in.pos, plane_pairs_), {B, T, width});
-  }
-
-  // (B,T,H,n) as (K, B T G, n): what the heads of a kv head have in common is one matrix product.
-  Var by_group(const Var& x_BTHn) const {
-    const int64_t N = x_BTHn.size(0) * x_BTHn.size(1), n = x_BTHn.size(3);
-    return reshape(transpose(reshape(x_BTHn, {N, c_.K, G_ * n}), 0, 1), {c_.K, N * G_, n});
-  }
-  Var by_token(const Var& x_KNn, int64_t B, int64_t T) const {
-    const int64_t n = x_KNn.size(2);
-    return reshape(transpose(reshape(x_KNn, {c_.K, B * T, G_ * n}), 0, 1), {B, T, c_.H, n});
-  }
-
   void make_indices(const Layout& at);
 
-  const int64_t G_, lost_;
+  const int64_t lost_;
   Linear q_proj_;
   std::optional<Linear> k_r_, down_k_, down_v_, up_k_;
-  Linear up_v_, o_proj_;
   Tensor q_pairs_, plane_pairs_;  // for rope
   Tensor plane_rows_;             // [2P] column of z -> row of W_k_r
   Tensor key_dims_;               // [K E] dim of k -> column of [z | k_c]
   Tensor lost_rows_;              // [K E] dim of k -> row of W_up_k, -1: none
   Tensor query_columns_;          // [H, columns that meet q as it is] -> dim of q, -1: zero
-  Tensor own_values_;             // [H E] -> of (H, K E) the kv head's own values, where v is not factored
-  Tensor value_bias_;             // [H E] -> entry of W_up_v's bias
 };
 
 void Mla::make_indices(const Layout& at) {
-  const int64_t H = c_.H, KE = c_.K * c_.E;
+  const int64_t H = c_.H, KE = c_.K * c_.E, G = H / c_.K;
   q_pairs_ = rope_pairs(c_, H);
   plane_pairs_ = Tensor::from(at.pair_of_plane, {1, at.P});
   plane_rows_ = ids(at.row_of_column);
@@ -197,16 +151,14 @@ void Mla::make_indices(const Layout& at) {
   key_dims_ = ids(key_dims);
 
   const int64_t plain = 2 * at.P + (c_.rank_k ? 0 : at.lost);
-  Ids columns(static_cast<size_t>(H * plain), -1), own(static_cast<size_t>(H * c_.E)), bias(own.size());
+  Ids columns(static_cast<size_t>(H * plain), -1);
   for (int64_t h = 0; h < H; ++h)
     for (int64_t e = 0; e < c_.E; ++e) {
-      const int64_t dim = h / G_ * c_.E + e, column = key_dims[static_cast<size_t>(dim)];
+      const int64_t dim = h / G * c_.E + e, column = key_dims[static_cast<size_t>(dim)];
       if (column < plain)
         columns[static_cast<size_t>(h * plain + column)] = static_cast<int32_t>(h * c_.E + e);
-      own[static_cast<size_t>(h * c_.E + e)] = static_cast<int32_t>(h * KE + dim);
-      bias[static_cast<size_t>(h * c_.E + e)] = static_cast<int32_t>(dim);
     }
-  query_columns_ = ids(columns), own_values_ = ids(own), value_bias_ = ids(bias);
+  query_columns_ = ids(columns);
 }
 
 void check_widths(const AttentionConfig& c) {
