@@ -2,10 +2,7 @@
 // every shape of kept pairs; absorbed decoding against the lifted form, in every kind of cache; and the GQA
 // layer that it equals when nothing is left out.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include <map>
-#include "models/llama.h"
-#include "nn/latent_attention.h"
-#include "test/op_case.h"
+#include "test/attention_case.h"
 
 using namespace llatte;
 using namespace llatte::test;
@@ -15,14 +12,6 @@ namespace {
 using Pairs = std::vector<std::vector<int32_t>>;
 
 constexpr int64_t kD = 10, kH = 4, kK = 2, kE = 8;
-constexpr double kTheta = 50;  // small, so that every pair turns visibly within a few positions
-
-std::vector<double> frequencies() {
-  std::vector<double> f;
-  for (int64_t j = 0; j < kE / 2; ++j) f.push_back(std::pow(kTheta, -2.0 * double(j) / kE));
-  return f;
-}
-
 struct Variant {
   std::string name;
   Pairs kept;
@@ -64,34 +53,10 @@ const std::vector<Variant> kVariants = {
     {"no pairs, joint, biases", kNone, 6, 6, true, true},
 };
 
-struct Layer {
-  explicit Layer(const AttentionConfig& c) : attention(make_attention(c)) {
-    attention->params("", [&](const std::string& name, Var& p) { params.push_back({name, &p}); });
-  }
-  std::unique_ptr<Attention> attention;
-  std::vector<std::pair<std::string, Var*>> params;
-};
-
 // ---- the formula, in loops
-using Named = std::map<std::string, std::pair<Shape, Vec>>;
-
-// y [N,O] = x [N,I] w^T (+ b); x itself where w is not there.
-Vec apply(const Named& p, const std::string& name, const Vec& x, int64_t I) {
-  const auto w = p.find(name + ".weight"), b = p.find(name + ".bias");
-  const int64_t N = int64_t(x.size()) / I, O = w->second.first[0];
-  Vec y(static_cast<size_t>(N * O));
-  for (int64_t n = 0; n < N; ++n)
-    for (int64_t o = 0; o < O; ++o) {
-      double sum = b == p.end() ? 0 : b->second.second[o];
-      for (int64_t i = 0; i < I; ++i) sum += x[n * I + i] * w->second.second[o * I + i];
-      y[n * O + o] = sum;
-    }
-  return y;
-}
-
 // heads [T,heads,E]: the pairs that kv head h / G keeps turn by their position.
 void turn(const Variant& v, Vec& x, int64_t T, int64_t heads) {
-  const Vec f = frequencies();
+  const Vec f = frequencies(kE);
   for (int64_t t = 0; t < T; ++t)
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t j = 0; j < kE / 2; ++j) {
@@ -104,9 +69,9 @@ void turn(const Variant& v, Vec& x, int64_t T, int64_t heads) {
 
 // k [T,K,E] before RoPE: rows of W_k_r and W_up_k, by kv head, dims ascending.
 Vec keys_ref(const Variant& v, const Named& p, const Vec& x, int64_t T) {
-  const Vec kept = p.count("W_k_r.weight") ? apply(p, "W_k_r", x, kD) : Vec();
-  const Vec c = v.rank_k ? apply(p, "W_down_k", x, kD) : x;
-  const Vec lost = p.count("W_up_k.weight") ? apply(p, "W_up_k", c, v.rank_k ? v.rank_k : kD) : Vec();
+  const Vec kept = p.count("W_k_r.weight") ? apply(p, "W_k_r", x) : Vec();
+  const Vec c = v.rank_k ? apply(p, "W_down_k", x) : x;
+  const Vec lost = p.count("W_up_k.weight") ? apply(p, "W_up_k", c) : Vec();
   Vec k;
   for (int64_t t = 0; t < T; ++t) {
     size_t a = kept.size() / size_t(T) * size_t(t), b = lost.size() / size_t(T) * size_t(t);
@@ -117,117 +82,25 @@ Vec keys_ref(const Variant& v, const Named& p, const Vec& x, int64_t T) {
 }
 
 Vec values_ref(const Variant& v, const Named& p, const Vec& x) {
-  if (!v.rank_v) return apply(p, "W_up_v", x, kD);
-  return apply(p, "W_up_v", apply(p, v.shared ? "W_down_k" : "W_down_v", x, kD), v.rank_v);
-}
-
-// One head's query t over the keys and values [T,K,E] of its kv head.
-void attend_ref(const double* q, const Vec& k, const Vec& v, int64_t t, int64_t head, double* o) {
-  Vec p(static_cast<size_t>(t + 1));
-  double total = 0;
-  for (int64_t s = 0; s <= t; ++s) {
-    for (int64_t e = 0; e < kE; ++e) p[s] += q[e] * k[(s * kK + head) * kE + e] / std::sqrt(double(kE));
-    total += p[s] = std::exp(p[s]);
-  }
-  for (int64_t s = 0; s <= t; ++s)
-    for (int64_t e = 0; e < kE; ++e) o[e] += p[s] / total * v[(s * kK + head) * kE + e];
+  if (!v.rank_v) return apply(p, "W_up_v", x);
+  return apply(p, "W_up_v", apply(p, v.shared ? "W_down_k" : "W_down_v", x));
 }
 
 Vec sequence_ref(const Variant& v, const Named& p, const Vec& x, int64_t T) {
-  Vec q = apply(p, "q_proj", x, kD), k = keys_ref(v, p, x, T);
+  Vec q = apply(p, "q_proj", x), k = keys_ref(v, p, x, T);
   turn(v, q, T, kH);
   turn(v, k, T, kK);
-  const Vec values = values_ref(v, p, x);
-  Vec o(q.size());
-  for (int64_t t = 0; t < T; ++t)
-    for (int64_t h = 0; h < kH; ++h)
-      attend_ref(&q[(t * kH + h) * kE], k, values, t, h / (kH / kK), &o[(t * kH + h) * kE]);
-  return apply(p, "o_proj", o, kH * kE);
-}
-
-// ---- the module as an op: inputs are x and every parameter, made small so that no softmax saturates
-constexpr double kSmall = 0.3;
-
-Tensor positions(int64_t begin, int64_t T) {
-  std::vector<int32_t> pos;
-  for (int64_t t = 0; t < T; ++t) pos.push_back(static_cast<int32_t>(begin + t));
-  return Tensor::from(pos, {T});
+  const auto score = [&](int64_t t, int64_t s, int64_t h) {
+    double sum = 0;
+    for (int64_t e = 0; e < kE; ++e) sum += q[(t * kH + h) * kE + e] * k[(s * kK + h / (kH / kK)) * kE + e];
+    return sum;
+  };
+  return apply(p, "o_proj", attend_ref(v.config(DType::f64), T, values_ref(v, p, x), score));
 }
 
 OpCase case_of(const Variant& v, int64_t B, int64_t T) {
-  Layer shapes(v.config(DType::f32));
-  OpCase c;
-  c.name = v.name;
-  c.inputs = {{B, T, kD}};
-  std::vector<std::string> names;
-  for (const auto& [name, p] : shapes.params) c.inputs.push_back(p->shape()), names.push_back(name);
-  c.op = [v, T](const std::vector<Var>& in) {
-    const DType t = in[0].value.dtype();
-    Layer layer(v.config(t));
-    for (size_t i = 0; i < layer.params.size(); ++i) *layer.params[i].second = scale(in[i + 1], kSmall);
-    const RopeTable table = make_rope_table(frequencies(), T, acc_dtype(t));
-    return layer.attention->forward(in[0], {table, positions(0, T)});
-  };
-  c.ref = [v, B, T, names, shape = c.inputs](const std::vector<Vec>& in) {
-    Named p;
-    for (size_t i = 0; i < names.size(); ++i) {
-      p[names[i]] = {shape[i + 1], in[i + 1]};
-      for (double& e : p[names[i]].second) e *= kSmall;
-    }
-    Vec y;
-    for (int64_t b = 0; b < B; ++b) {
-      const Vec x(in[0].begin() + b * T * kD, in[0].begin() + (b + 1) * T * kD);
-      const Vec one = sequence_ref(v, p, x, T);
-      y.insert(y.end(), one.begin(), one.end());
-    }
-    return y;
-  };
-  // bf16: about ten roundings in a row from x to y, of numbers that are sums with cancellation.
-  c.bf16_roundings = 20;
-  return c;
-}
-
-// ---- decoding
-struct Decoding {
-  Layer layer;
-  Tensor x;
-  RopeTable table;
-  int64_t B, T;
-
-  Decoding(const AttentionConfig& c, int64_t sequences, int64_t tokens) : layer(c), B(sequences), T(tokens) {
-    std::mt19937 rng(9);
-    for (auto& [name, p] : layer.params) {
-      Vec w = noise(p->value.numel(), rng);
-      for (double& e : w) e *= kSmall;
-      *p = leaf(to_tensor(w, p->shape(), c.dtype));
-    }
-    x = to_tensor(noise(B * T * kD, rng), {B, T, kD}, c.dtype);
-    table = make_rope_table(frequencies(), T, acc_dtype(c.dtype));
-  }
-  Vec plain() const {
-    const NoGrad off;
-    return to_vec(layer.attention->forward(constant(x), {table, positions(0, T)}).value);
-  }
-  // Fed `chunk` tokens at a time through a cache.
-  Vec cached(CacheType t, int64_t chunk) const {
-    const NoGrad off;
-    const auto cache = layer.attention->make_cache(B, T, t);
-    Tensor y = Tensor::empty(x.shape(), x.dtype());
-    for (int64_t at = 0; at < T; at += chunk) {
-      const int64_t n = std::min(chunk, T - at);
-      const Var part = constant(x.slice(1, at, at + n).contiguous());
-      y.slice(1, at, at + n)
-          .copy_from(layer.attention->forward(part, {table, positions(at, n), 0, cache.get()}).value);
-    }
-    return to_vec(y);
-  }
-};
-
-double relative(const Vec& got, const Vec& want) {
-  double d = 0, n = 0;
-  for (size_t i = 0; i < want.size(); ++i)
-    d += (got[i] - want[i]) * (got[i] - want[i]), n += want[i] * want[i];
-  return std::sqrt(d / n);
+  return attention_case(
+      v.name, v.config(DType::f32), [v](const auto&... in) { return sequence_ref(v, in...); }, B, T);
 }
 
 }  // namespace
