@@ -15,7 +15,7 @@ namespace {
 
 namespace la = linalg;
 
-constexpr int64_t kWindows = 24;
+constexpr int64_t kWindows = 64;
 constexpr double kRidge = 1e-2;  // rho, as a share of the mean diagonal
 
 // Keeps the heads' outputs of the attention that runs.

@@ -8,7 +8,7 @@
 namespace llatte {
 
 // New o_proj weights f32 [L] x [D,HE] of `converted`, whose attention is ordinary (mla.h, lifted), from the
-// first 24 windows of tokens i32 [N,T]. With a the heads' outputs of the converted model, and t = (attention
+// first 64 windows of tokens i32 [N,T]. With a the heads' outputs of the converted model, and t = (attention
 // output of the original) + x_original - x_converted, what would put the stream right again:
 //   W_o := ((E[a a^T] + rho I)^-1 (E[a t^T] + rho W_o^T))^T
 // with rho = 1e-2 of the mean diagonal of E[a a^T]. E weighs each token by 1 / mean_D(h^2), h the original
