@@ -46,7 +46,7 @@ struct ModelOptions {
 
   const Checkpoint& checkpoint() const {
     if (!opened_) opened_ = open_checkpoint(model);
-    LLATTE_CHECK(!is_mla || opened_->config.mla, model,
+    LLATTE_CHECK(!is_mla || opened_->config.mla || opened_->config.hla, model,
                  " is no MLA model: its config has neither RoPE, SVD nor mha2mla; leave out --is_mla");
     return *opened_;
   }

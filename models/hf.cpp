@@ -151,6 +151,8 @@ void save_hf(const std::filesystem::path& folder, const Checkpoint& checkpoint, 
              MlaLayout layout) {
   const bool current = layout == MlaLayout::current;
   const LlamaConfig& c = checkpoint.config;
+  LLATTE_CHECK(!current || !c.hla, checkpoint.path.string(),
+               ": MHA2MLA's current layout has no form for RoPE inside the latents (HLA); write --to hf");
   LLATTE_CHECK(!current || c.mla, checkpoint.path.string(),
                ": this model has no latent attention, MHA2MLA's current layout is for those; write --to hf");
   if (current) require_pairs(c, checkpoint.path.string());

@@ -1,6 +1,6 @@
 // Hugging Face folders: config.json + model.safetensors (or shards with an index) + tokenizer.json, in and
-// out. Beside the weights of MLA models lie modeling_llatte.py, with which transformers runs them, and
-// qk_tensor.safetensors where pairs were chosen by score.
+// out. Beside the weights of MLA and HLA models lies modeling_llatte.py, with which transformers runs them,
+// and qk_tensor.safetensors where pairs were chosen by score.
 #pragma once
 #include <filesystem>
 #include <functional>

@@ -17,12 +17,19 @@ int64_t trained_parameters(const TrainConfig& c, const LlamaConfig& m) {
 // What one block's closures hold per token, in elements: x and its norm twice (4 D), the rotated q and the
 // attention output (2 H E), the rotated k, and v (2 K E), gate, up and their product (3 F); with latent
 // attention also the latents and the two parts of k.
-int64_t block_elements(const LlamaConfig& m) {
+int64_t block_elements(const LlamaConfig& m, int64_t layer) {
   const int64_t plain = 4 * m.hidden_size + 2 * (m.num_attention_heads + m.num_key_value_heads) * m.head_dim +
                         3 * m.intermediate_size;
+  if (m.hla) return plain + cache_values(m, layer) + m.num_key_value_heads * m.head_dim;
   if (!is_latent(m)) return plain;
   const LatentWidths w = latent_widths(m);
   return plain + w.kept + w.lost + w.rank_k + (w.shared ? 0 : w.rank_v);
+}
+
+int64_t all_block_elements(const LlamaConfig& m) {
+  int64_t sum = 0;
+  for (int64_t l = 0; l < m.num_hidden_layers; ++l) sum += block_elements(m, l);
+  return sum;
 }
 
 std::string mib(int64_t bytes) { return str((bytes + (1 << 19)) >> 20, " MiB"); }
@@ -40,6 +47,10 @@ std::string schedule_lines(const Schedule& s) {
 }
 
 std::string attention_line(const LlamaConfig& m) {
+  if (m.hla)
+    return str("attention: RoPE inside the latents, ", name(m.hla->rope), ", ", mean_cache_values(m),
+               " cached values per token and layer instead of ", 2 * m.num_key_value_heads * m.head_dim,
+               '\n');
   if (!m.mla) return "";
   return str("attention: RoPE on ", kept_pairs(m), " of ", m.head_dim / 2, " pairs a head, SVD method ",
              static_cast<int>(m.mla->svd.method), ", ", mean_cache_values(m),
@@ -59,7 +70,7 @@ TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m, const LlamaConfi
   p.weight_bytes = p.parameters * width;
   p.gradient_bytes = p.trained_parameters * 4;
   p.optimizer_bytes = p.trained_parameters * (c.dtype == DType::bf16 ? 12 : 8);
-  const int64_t kept = c.recompute_layer ? L * m.hidden_size + block_elements(m) : L * block_elements(m);
+  const int64_t kept = c.recompute_layer ? L * m.hidden_size + block_elements(m, 0) : all_block_elements(m);
   p.activation_bytes = rows * (kept + 2 * m.hidden_size) * width;
   if (teacher) p.teacher_bytes = param_count(*teacher) * width;
   return p;
