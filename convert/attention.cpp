@@ -1,6 +1,7 @@
 // The Checkpoint around converted layers, whatever they become.
 #include "convert/attention.h"
 #include "convert/fisher.h"
+#include "convert/hla.h"
 #include "convert/mla.h"
 #include "convert/refit.h"
 
@@ -69,13 +70,15 @@ Checkpoint convert_attention(const Checkpoint& source, const ConversionPlan& pla
   if (errors) errors->assign(static_cast<size_t>(plan.config.num_hidden_layers), {});
   const Checkpoint result = with_attention(source, plan.config, [=](int64_t l) {
     LayerError error;
-    LayerWeights w = mla_weights(source, plan, l, error);
+    LayerWeights w =
+        plan.config.hla ? hla_weights(source, plan, l, error) : mla_weights(source, plan, l, error);
     if (errors) errors->at(static_cast<size_t>(l)) = error;
     return w;
   });
   if (!plan.settings.refit_o) return result;
   const CalibrationFile statistics(plan.settings.calibration, source.config);
-  return with_outputs(result, refit_o(source, lifted(result), statistics.tokens()));
+  return with_outputs(result,
+                      refit_o(source, plan.config.hla ? result : lifted(result), statistics.tokens()));
 }
 
 }  // namespace llatte

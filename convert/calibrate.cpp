@@ -101,7 +101,8 @@ struct Calibration::Impl final : AttentionProbe {
         k_LKP(Tensor::zeros({layers(), m.config().num_key_value_heads, pairs()}, DType::f64)) {
     const LlamaConfig& c = m.config();
     if (!s.covariance) return;
-    moments.emplace(layers(), c.hidden_size, c.num_key_value_heads * c.head_dim, acc());
+    moments.emplace(layers(), c.hidden_size, c.num_key_value_heads * c.head_dim,
+                    c.num_attention_heads * c.head_dim, acc());
     rope = make_rope_table(rope_frequencies(c), tokens.size(1), acc());
   }
 
@@ -126,7 +127,7 @@ struct Calibration::Impl final : AttentionProbe {
          v_BTKE = v_BTKE.value](const Tensor& do_BTHE) -> Grads {
           const HeadInputs in{of_window(q_BTHE), of_window(k_BTKE), of_window(v_BTKE), of_window(do_BTHE)};
           const HeadGradients g = head_gradients(in, rope);
-          moments->add_gradients(layer, x_TD, g.plain_T3n, g.mixed_T3n);
+          moments->add_gradients(layer, x_TD, g);
           return {do_BTHE};
         });
   }
@@ -244,17 +245,16 @@ void Calibration::resume(const fs::path& file) {
 void Calibration::write(const fs::path& file, ScoreKind kind) const {
   LLATTE_CHECK(done() == windows(), "calibrate: only ", done(), " of ", windows(), " windows are done");
   const Impl& i = *impl_;
-  const int64_t T = i.tokens_NT.size(1), D = i.model.config().hidden_size, tokens = windows() * T;
+  const int64_t T = i.tokens_NT.size(1), tokens = windows() * T;
   const Tensor scores_LKP = two_norm_scores(i.q_LHP, i.k_LKP, tokens, kind);
   std::vector<TensorSource> out{{"tokens", DType::i32, i.tokens_NT.shape(), [&] { return i.tokens_NT; }},
                                 {"scores", DType::f32, scores_LKP.shape(), [&] { return scores_LKP; }}};
-  const int64_t L = i.layers(), Z = 3 * i.model.config().num_key_value_heads * i.model.config().head_dim;
-  for (const char* name : {"S", "Ck", "Cv", "Gp", "Gmix"}) {
+  for (const std::string& name : MomentSums::results()) {
     if (!i.moments) break;
-    const Shape shape = name[0] == 'G' ? Shape{L, Z, Z} : Shape{L, D, D};
-    out.push_back({name, DType::f32, shape, [&i, name, tokens, rows = i.gradient_windows() * (T - 1)] {
-                     return i.moments->result(name, tokens, rows);
-                   }});
+    out.push_back(
+        {name, DType::f32, i.moments->shape(name), [&i, name, tokens, rows = i.gradient_windows() * (T - 1)] {
+           return i.moments->result(name, tokens, rows);
+         }});
   }
   const RawTensor rank{"rank", "U8", scores_LKP.shape(), descending_ranks(scores_LKP)};
   write_safetensors(file, out, {{"score", kind == ScoreKind::product ? "product" : "sum"}}, "pt", {rank});

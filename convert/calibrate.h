@@ -30,7 +30,7 @@ class Calibration {
 
   void save_partial(const std::filesystem::path& file) const;
   void resume(const std::filesystem::path& file);
-  // tokens, scores, rank and, with covariance, S, Ck, Cv, Gp, Gmix; after the last window.
+  // tokens, scores, rank and, with covariance, what convert/moments.h lists; after the last window.
   void write(const std::filesystem::path& file, ScoreKind kind) const;
 
  private:

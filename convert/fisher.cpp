@@ -31,6 +31,12 @@ Tensor beside(const Tensor& a, const Tensor& b) {
   return la::transposed(stacked(la::transposed(a), la::transposed(b)));
 }
 
+// [[C, m^T], [m, w]]: moments of [x; 1] under weights that sum up to w.
+Tensor bordered(const Tensor& C_DD, const Tensor& mean_1D, double weight) {
+  const Tensor row = beside(mean_1D, Tensor::full({1, 1}, weight, DType::f64));
+  return stacked(beside(C_DD, la::transposed(mean_1D)), row);
+}
+
 std::vector<int64_t> shifted(std::vector<int64_t> rows, int64_t by) {
   for (int64_t& r : rows) r += by;
   return rows;
@@ -64,35 +70,55 @@ CalibrationFile::CalibrationFile(const std::filesystem::path& file, const LlamaC
     : file_(SafetensorsFile::open(file)),
       L_(c.num_hidden_layers),
       D_(c.hidden_size),
-      n_(c.num_key_value_heads * c.head_dim) {}
+      n_(c.num_key_value_heads * c.head_dim),
+      q_(c.num_attention_heads * c.head_dim) {}
 
-Tensor CalibrationFile::read(const std::string& name, int64_t layer, int64_t side) const {
+Tensor CalibrationFile::read(const std::string& name, int64_t layer, int64_t rows, int64_t columns) const {
   const std::string where = file_.path().string();
   LLATTE_CHECK(file_.has(name), where, ": there is no tensor `", name,
                "`; make the file with calibrate --covariance");
   const SafetensorsEntry& e = file_.entries().at(name);
-  const Shape want{L_, side, side};
+  const Shape want{L_, rows, columns};
   LLATTE_CHECK(e.dtype == "F32" && e.shape == want, where, ": `", name, "` is ", e.dtype, " ", e.shape,
                ", this model needs F32 ", want, "; make the file for this model with calibrate --covariance");
-  Tensor a = Tensor::empty({side, side}, DType::f32);
+  Tensor a = Tensor::empty({rows, columns}, DType::f32);
   std::memcpy(a.raw(), e.data + static_cast<size_t>(layer) * a.bytes(), a.bytes());
-  a = a.to(DType::f64);
+  return a.to(DType::f64);
+}
+
+Tensor CalibrationFile::square(const std::string& name, int64_t layer, int64_t side) const {
+  const Tensor a = read(name, layer, side, side);
   const double diagonal = la::mean_diagonal(a);
-  LLATTE_CHECK(std::isfinite(diagonal) && diagonal > 0, where, ": `", name, "` of layer ", layer,
-               " has a mean diagonal of ", diagonal, ", a mean of squares is positive; make the file anew");
+  LLATTE_CHECK(std::isfinite(diagonal) && diagonal > 0, file_.path().string(), ": `", name, "` of layer ",
+               layer, " has a mean diagonal of ", diagonal,
+               ", a mean of squares is positive; make the file anew");
   return a;
 }
 
-Tensor CalibrationFile::covariance(int64_t layer) const { return read("S", layer, D_); }
+Tensor CalibrationFile::covariance(int64_t layer, bool with_one) const {
+  const Tensor S = square("S", layer, D_);
+  return with_one ? bordered(S, read("means", layer, 3, D_).slice(0, 0, 1), 1) : S;
+}
 
-Tensor CalibrationFile::weighted_covariance(int64_t layer) const {
-  const Tensor S = covariance(layer), Ck = read("Ck", layer, D_), Cv = read("Cv", layer, D_);
-  const double m = la::mean_diagonal(S);
-  return combined({{0.25 * m / la::mean_diagonal(Ck), Ck}, {0.25 * m / la::mean_diagonal(Cv), Cv}, {0.5, S}});
+Tensor CalibrationFile::weighted_covariance(int64_t layer, bool with_one) const {
+  const Tensor S = square("S", layer, D_), Ck = square("Ck", layer, D_), Cv = square("Cv", layer, D_);
+  const double m = la::mean_diagonal(S), k = 0.25 * m / la::mean_diagonal(Ck),
+               v = 0.25 * m / la::mean_diagonal(Cv);
+  const Tensor C = combined({{k, Ck}, {v, Cv}, {0.5, S}});
+  if (!with_one) return C;
+  const Tensor means = read("means", layer, 3, D_);
+  const auto mean = [&](int64_t i) { return means.slice(0, i, i + 1).clone(); };
+  return bordered(C, combined({{0.5, mean(0)}, {k, mean(1)}, {v, mean(2)}}), k + v + 0.5);
+}
+
+Tensor CalibrationFile::query_gradients(int64_t layer) const {
+  LLATTE_CHECK(file_.has("Gq"), file_.path().string(), ": there is no tensor `Gq`, which factoring q needs; ",
+               "make the file anew with calibrate --covariance, or leave q whole with HLA.factor_q=false");
+  return square("Gq", layer, q_);
 }
 
 Tensor CalibrationFile::gradients(int64_t layer) const {
-  const Tensor p = read("Gp", layer, 3 * n_), mixed = read("Gmix", layer, 3 * n_);
+  const Tensor p = square("Gp", layer, 3 * n_), mixed = square("Gmix", layer, 3 * n_);
   const auto key_trace = [&](const Tensor& g) {
     return la::mean_diagonal(g.slice(0, 0, n_).slice(1, 0, n_));
   };

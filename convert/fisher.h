@@ -15,19 +15,22 @@ class CalibrationFile {
  public:
   CalibrationFile(const std::filesystem::path& file, const LlamaConfig& c);
 
-  Tensor covariance(int64_t layer) const;  // S f64 [D,D]: E[x x^T] of the attention input
+  // S f64 [D,D]: E[x x^T] of the attention input; with_one: of [x; 1], [D+1,D+1].
+  Tensor covariance(int64_t layer, bool with_one = false) const;
   // C f64 [D,D] = m(S) [Ck/m(Ck) + Cv/m(Cv) + 2 S/m(S)] / 4, m the mean of the diagonal: inputs weighted by
-  // how much the loss listens to them.
-  Tensor weighted_covariance(int64_t layer) const;
+  // how much the loss listens to them. with_one: of [x; 1].
+  Tensor weighted_covariance(int64_t layer, bool with_one = false) const;
   // G f64 [3n,3n] = 0.25 Gp + 0.75 Gmix, Gmix's k and 2 rows and columns scaled by sqrt(tr Gp_kk / tr
   // Gmix_kk).
   Tensor gradients(int64_t layer) const;
-  Tensor tokens() const;  // i32 [N,T]
+  Tensor query_gradients(int64_t layer) const;  // Gq f64 [HE,HE]: E[g_q g_q^T], q before RoPE
+  Tensor tokens() const;                        // i32 [N,T]
 
  private:
-  Tensor read(const std::string& name, int64_t layer, int64_t side) const;
+  Tensor read(const std::string& name, int64_t layer, int64_t rows, int64_t columns) const;
+  Tensor square(const std::string& name, int64_t layer, int64_t side) const;
   SafetensorsFile file_;
-  int64_t L_, D_, n_;
+  int64_t L_, D_, n_, q_;
 };
 
 // Blocks of G by the rows of one layer's k (indices into n) that are looked at, and all of v.

@@ -60,6 +60,7 @@ struct Work {
     kernels::causal_softmax_fwd(p_TT, scale, p_TT);
     kernels::matmul(do_TE, head_of(in.v_TKE, kappa).transpose(0, 1), dp_TT, 0);
     add_keys(h, 0, g.plain_T3n);
+    kernels::matmul(ds_TT, head_of(k_rot_TKE, kappa), head_of(g.q_THE, h), 0);
     add_keys(h, 0.5, g.mixed_T3n);
     add_over_queries(p_TT, do_TE, head_of(g.plain_T3n.reshape({T, 3 * K, E}), 2 * K + kappa));
   }
@@ -81,11 +82,13 @@ HeadGradients head_gradients(const HeadInputs& in, const RopeTable& rope) {
             matrix(),
             matrix(),
             1 / std::sqrt(static_cast<double>(E))};
-  HeadGradients g{Tensor::zeros({T, 3 * K * E}, t), Tensor::zeros({T, 3 * K * E}, t)};
+  HeadGradients g{Tensor::zeros({T, 3 * K * E}, t), Tensor::zeros({T, 3 * K * E}, t),
+                  Tensor::zeros({T, H, E}, t)};
   for (int64_t h = 0; h < H; ++h) work.add_head(h, g);
   g.mixed_T3n.slice(1, 2 * K * E, 3 * K * E).copy_from(g.plain_T3n.slice(1, 2 * K * E, 3 * K * E));
   turn_back(g.plain_T3n, rope, K, E);
   turn_back(g.mixed_T3n, rope, K, E);
+  kernels::rope(g.q_THE, rope.cos, rope.sin, positions(T), Tensor(), true, g.q_THE);
   return g;
 }
 

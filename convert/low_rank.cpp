@@ -27,10 +27,11 @@ Tensor resized(const Tensor& a, int dim, int64_t R) {
 
 // Eigenvalues from the R-th on, and all of them; those below zero are rounding.
 void take_error(const Tensor& eigenvalues, int64_t R, Factors& f) {
-  const auto e = eigenvalues.to_vector<double>();
-  for (size_t i = 0; i < e.size(); ++i) {
-    f.total += std::max(e[i], 0.0);
-    if (static_cast<int64_t>(i) >= R) f.error += std::max(e[i], 0.0);
+  f.eigenvalues = eigenvalues.to_vector<double>();
+  for (size_t i = 0; i < f.eigenvalues.size(); ++i) {
+    double& e = f.eigenvalues[i] = std::max(f.eigenvalues[i], 0.0);
+    f.total += e;
+    if (static_cast<int64_t>(i) >= R) f.error += e;
   }
 }
 

@@ -12,6 +12,7 @@ struct Factors {
   Tensor up_NR, down_RD;
   double error = 0;  // what is lost: the sum of the dropped eigenvalues (plain: squared singular values)
   double total = 0;  // the sum of all of them
+  std::vector<double> eigenvalues = {};  // all, descending; none below 0
 };
 
 // Either may be undefined: the identity.

@@ -1,5 +1,6 @@
 #include "convert/moments.h"
 #include <cmath>
+#include <map>
 #include "tensor/kernels.h"  // matmul
 
 namespace llatte {
@@ -41,6 +42,14 @@ Tensor weighted(const Tensor& x_TD, const std::vector<double>& squared) {
   return y;
 }
 
+// Row `which` of means [L,3,D] += sum of weights[t] x(t).
+void add_mean(const Tensor& x_TD, const std::vector<double>& weights, int64_t layer, int64_t which,
+              Tensor& means_L3D) {
+  Tensor w_T1 = Tensor::from(weights, {x_TD.size(0), 1}).to(x_TD.dtype());
+  Tensor row = layer_of(means_L3D, layer).slice(0, which, which + 1);
+  kernels::matmul(w_T1.transpose(0, 1), x_TD, row, 1);
+}
+
 void check_finite(const Tensor& x, const std::string& name) {
   const int64_t per_layer = x.numel() / x.size(0);
   const float* p = x.data<float>();
@@ -51,56 +60,75 @@ void check_finite(const Tensor& x, const std::string& name) {
 
 }  // namespace
 
-MomentSums::MomentSums(int64_t L, int64_t D, int64_t n, DType acc)
+MomentSums::MomentSums(int64_t L, int64_t D, int64_t n, int64_t A, DType acc)
     : n_(n),
       S_LDD_(Tensor::zeros({L, D, D}, acc)),
       Ck_LDD_(Tensor::zeros({L, D, D}, acc)),
       Cv_LDD_(Tensor::zeros({L, D, D}, acc)),
       Gp_LZZ_(Tensor::zeros({L, 3 * n, 3 * n}, acc)),
       Gmix_LZZ_(Tensor::zeros({L, 3 * n, 3 * n}, acc)),
+      Gq_LAA_(Tensor::zeros({L, A, A}, acc)),
+      means_L3D_(Tensor::zeros({L, 3, D}, acc)),
       norms_L2_(Tensor::zeros({L, 2}, DType::f64)) {}
 
-void MomentSums::add_inputs(int64_t layer, const Tensor& x_TD) { add_outer(x_TD, layer, S_LDD_); }
+void MomentSums::add_inputs(int64_t layer, const Tensor& x_TD) {
+  add_outer(x_TD, layer, S_LDD_);
+  add_mean(x_TD, std::vector<double>(static_cast<size_t>(x_TD.size(0)), 1), layer, 0, means_L3D_);
+}
 
-void MomentSums::add_gradients(int64_t layer, const Tensor& x_TD, const Tensor& z_T3n,
-                               const Tensor& zmix_T3n) {
-  const int64_t T = z_T3n.size(0);
-  add_outer(z_T3n.slice(0, 1, T), layer, Gp_LZZ_);
-  add_outer(zmix_T3n.slice(0, 1, T), layer, Gmix_LZZ_);
-  const auto add_weighted = [&]<class F>(int64_t begin, Tensor& C_LDD, double& norm) {
-    const std::vector<double> squared = squared_norms<F>(z_T3n, begin, begin + n_);
+void MomentSums::add_gradients(int64_t layer, const Tensor& x_TD, const HeadGradients& g) {
+  const int64_t T = x_TD.size(0);
+  add_outer(g.plain_T3n.slice(0, 1, T), layer, Gp_LZZ_);
+  add_outer(g.mixed_T3n.slice(0, 1, T), layer, Gmix_LZZ_);
+  add_outer(g.q_THE.reshape({T, Gq_LAA_.size(1)}).slice(0, 1, T), layer, Gq_LAA_);
+  const auto add_weighted = [&]<class F>(int64_t begin, int64_t mean, Tensor& C_LDD, double& norm) {
+    const std::vector<double> squared = squared_norms<F>(g.plain_T3n, begin, begin + n_);
     for (const double s : squared) norm += s;
     add_outer(weighted<F>(x_TD, squared), layer, C_LDD);
+    add_mean(x_TD, squared, layer, mean, means_L3D_);
   };
   double* norms = norms_L2_.data<double>() + 2 * layer;
   const auto add_both = [&]<class F>() {
-    add_weighted.template operator()<F>(0, Ck_LDD_, norms[0]);
-    add_weighted.template operator()<F>(2 * n_, Cv_LDD_, norms[1]);
+    add_weighted.template operator()<F>(0, 1, Ck_LDD_, norms[0]);
+    add_weighted.template operator()<F>(2 * n_, 2, Cv_LDD_, norms[1]);
   };
   if (x_TD.dtype() == DType::f64) add_both.template operator()<double>();
   else add_both.template operator()<float>();
 }
 
 void MomentSums::each(const std::function<void(const std::string&, Tensor&)>& f) {
-  f("S", S_LDD_), f("Ck", Ck_LDD_), f("Cv", Cv_LDD_);
-  f("Gp", Gp_LZZ_), f("Gmix", Gmix_LZZ_), f("norms", norms_L2_);
+  f("S", S_LDD_), f("Ck", Ck_LDD_), f("Cv", Cv_LDD_), f("means", means_L3D_);
+  f("Gp", Gp_LZZ_), f("Gmix", Gmix_LZZ_), f("Gq", Gq_LAA_), f("norms", norms_L2_);
 }
 
+const std::vector<std::string>& MomentSums::results() {
+  static const std::vector<std::string> names{"S", "Ck", "Cv", "means", "Gp", "Gmix", "Gq"};
+  return names;
+}
+
+const Tensor& MomentSums::sum(const std::string& name) const {
+  const std::map<std::string, const Tensor*> sums{
+      {"S", &S_LDD_},   {"Ck", &Ck_LDD_},     {"Cv", &Cv_LDD_}, {"means", &means_L3D_},
+      {"Gp", &Gp_LZZ_}, {"Gmix", &Gmix_LZZ_}, {"Gq", &Gq_LAA_}};
+  return *sums.at(name);
+}
+
+Shape MomentSums::shape(const std::string& name) const { return sum(name).shape(); }
+
 Tensor MomentSums::result(const std::string& name, int64_t tokens, int64_t gradient_rows) const {
-  const Tensor& sum = name == "S"    ? S_LDD_
-                      : name == "Ck" ? Ck_LDD_
-                      : name == "Cv" ? Cv_LDD_
-                      : name == "Gp" ? Gp_LZZ_
-                                     : Gmix_LZZ_;
-  Tensor mean = Tensor::empty_like(sum);
-  for (int64_t l = 0; l < sum.size(0); ++l) {
+  const Tensor& all = sum(name);
+  Tensor mean = Tensor::empty_like(all);
+  for (int64_t l = 0; l < all.size(0); ++l) {
     const double* norms = norms_L2_.data<double>() + 2 * l;
-    const double weight = name == "S"    ? static_cast<double>(tokens)
-                          : name == "Ck" ? norms[0]
-                          : name == "Cv" ? norms[1]
-                                         : static_cast<double>(gradient_rows);
-    Tensor to = layer_of(mean, l);
-    kernels::scale(layer_of(sum, l), 1 / weight, to);
+    const auto scale = [&](double weight, int64_t begin, int64_t end) {
+      Tensor to = layer_of(mean, l).slice(0, begin, end);
+      kernels::scale(layer_of(all, l).slice(0, begin, end), 1 / weight, to);
+    };
+    const auto N = static_cast<double>(tokens);
+    if (name == "means") scale(N, 0, 1), scale(norms[0], 1, 2), scale(norms[1], 2, 3);
+    else if (name == "S") scale(N, 0, all.size(1));
+    else if (name == "Ck" || name == "Cv") scale(norms[name == "Cv"], 0, all.size(1));
+    else scale(static_cast<double>(gradient_rows), 0, all.size(1));
   }
   mean = mean.to(DType::f32);
   check_finite(mean, name);

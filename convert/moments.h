@@ -5,30 +5,38 @@
 //   Gp, Gmix = E_{t>=1}[Z Z^T], Z = [g_k; g_2; g_v] of all kv heads (convert/head_gradients.h): with the
 //         attention probabilities themselves, and with their mean with a uniform attention in g_k and g_2.
 //         Position 0 is left out: it sees itself alone.
-//   L layers  D model width  n = K E
+//   Gq  = E_{t>=1}[g_q g_q^T], all query heads
+//   means = E[x], and the means of x weighted as in Ck and Cv: what S, Ck and Cv of [x; 1] need more
+//   L layers  D model width  n = K E  A = H E
 #pragma once
 #include <functional>
 #include <string>
+#include <vector>
+#include "convert/head_gradients.h"
 #include "tensor/tensor.h"
 
 namespace llatte {
 
 class MomentSums {
  public:
-  MomentSums(int64_t L, int64_t D, int64_t n, DType acc);
+  MomentSums(int64_t L, int64_t D, int64_t n, int64_t A, DType acc);
   void add_inputs(int64_t layer, const Tensor& x_TD);
-  // One window's gradients [T,3n].
-  void add_gradients(int64_t layer, const Tensor& x_TD, const Tensor& z_T3n, const Tensor& zmix_T3n);
+  // One window's gradients.
+  void add_gradients(int64_t layer, const Tensor& x_TD, const HeadGradients& g);
 
   // Every sum by its name: for the partial file.
   void each(const std::function<void(const std::string&, Tensor&)>& f);
   // One result, f32, of the windows that were counted. Not finite or no gradient at all: an Error.
   Tensor result(const std::string& name, int64_t tokens, int64_t gradient_rows) const;
+  static const std::vector<std::string>& results();  // their names
+  Shape shape(const std::string& name) const;
 
  private:
+  const Tensor& sum(const std::string& name) const;
   int64_t n_;
-  Tensor S_LDD_, Ck_LDD_, Cv_LDD_, Gp_LZZ_, Gmix_LZZ_;  // Z = 3n
-  Tensor norms_L2_;                                     // f64: sum |g_k|^2, sum |g_v|^2
+  Tensor S_LDD_, Ck_LDD_, Cv_LDD_, Gp_LZZ_, Gmix_LZZ_, Gq_LAA_;  // Z = 3n
+  Tensor means_L3D_;
+  Tensor norms_L2_;  // f64: sum |g_k|^2, sum |g_v|^2
 };
 
 }  // namespace llatte

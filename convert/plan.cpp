@@ -2,11 +2,14 @@
 #include "convert/plan.h"
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include "convert/fisher.h"
+#include "convert/hla.h"
 #include "convert/low_rank.h"
 #include "convert/mla.h"
 #include "data/files.h"
 #include "data/json.h"
+#include "models/hla_config.h"
 #include "models/partial_rope.h"
 
 namespace llatte {
@@ -20,10 +23,10 @@ constexpr const char* kScoresName =
 void check_source(const Checkpoint& source, const ConversionSettings& s) {
   const std::string where = source.path.string();
   LLATTE_CHECK(
-      !source.config.mla, where,
-      ": its attention has been converted before (RoPE, SVD in its config); convert the original model");
-  LLATTE_CHECK(s.metric == Metric::plain || !s.calibration.empty(), "SVD.metric ", name(s.metric),
-               " needs convert.calibration, a file from calibrate --covariance");
+      !source.config.mla && !source.config.hla, where,
+      ": its attention has been converted before (RoPE, SVD, HLA in its config); convert the original model");
+  LLATTE_CHECK(s.metric == Metric::plain || !s.calibration.empty(), s.hla ? "HLA" : "SVD", ".metric ",
+               name(s.metric), " needs convert.calibration, a file from calibrate --covariance");
   LLATTE_CHECK(!s.refit_o || !s.calibration.empty(),
                "convert.refit_o needs convert.calibration, a file from calibrate --covariance");
   LLATTE_CHECK(!s.from_scratch || (s.metric == Metric::plain && !s.refit_o),
@@ -102,6 +105,59 @@ std::string pairs_text(const KeptHeads& kept) {
   return text;
 }
 
+std::string mla_table(const LlamaConfig& c) {
+  const LatentWidths w = latent_widths(c);
+  std::string table = "layer  latent k   latent v   pairs that keep RoPE, by kv head\n";
+  const std::vector<KeptHeads>& kept = c.mla->kept;
+  for (size_t l = 0; l < kept.size(); ++l) {
+    char text[64];
+    std::snprintf(text, sizeof text, "%5zu  %-9s  %-9s  ", l, width_text(w.rank_k).c_str(),
+                  w.shared ? "the same" : width_text(w.rank_v).c_str());
+    table += text + pairs_text(kept[l]) + '\n';
+  }
+  return table;
+}
+
+// `0-3:3 4:2 9`: pairs 0 to 3 have three planes each, 4 two, 9 one.
+std::string planes_text(const Planes& planes) {
+  std::map<int32_t, int64_t> counts;
+  for (const int32_t j : planes.pair) ++counts[j];
+  std::string text;
+  for (auto first = counts.begin(); first != counts.end();) {
+    auto last = first, next = std::next(first);
+    while (next != counts.end() && next->first == last->first + 1 && next->second == first->second)
+      last = next++;
+    text += str(text.empty() ? "" : " ", first->first);
+    if (last != first) text += str('-', last->first);
+    if (first->second > 1) text += str(':', first->second);
+    first = next;
+  }
+  return text;
+}
+
+std::string hla_table(const HlaConfig& h) {
+  const bool shared = h.rope == HlaRope::unified;
+  std::string table =
+      str("mode ", name(h.rope), "\nlayer  planes k  latent k  latent v  q         pairs that planes ",
+          "of k turn with (:planes of each)\n");
+  for (size_t l = 0; l < h.layers.size(); ++l) {
+    const HlaLayer& p = h.layers[l];
+    const int64_t q = p.rank_q ? p.rank_q : 2 * p.q.count();
+    char text[80];
+    std::snprintf(text, sizeof text, "%5zu  %-8s  %-8s  %-8s  %-8s  ", l, width_text(p.k.count()).c_str(),
+                  width_text(p.rank_k).c_str(), shared ? "the same" : width_text(p.rank_v).c_str(),
+                  q ? width_text(q).c_str() : "whole");
+    table += text + planes_text(p.k) + '\n';
+  }
+  return table;
+}
+
+LlamaConfig with_hla(LlamaConfig c, HlaConfig hla) {
+  c.hla = std::move(hla);
+  c.check();
+  return c;
+}
+
 // 1 for a pair that is kept: scores that choose it again.
 Tensor scores_of(const KeptPairs& kept, int64_t F) {
   const auto L = static_cast<int64_t>(kept.size()), K = static_cast<int64_t>(kept.front().size());
@@ -145,8 +201,8 @@ std::vector<std::string> words_from_json(const nlohmann::json& plan, const std::
 }  // namespace
 
 ConversionPlan make_plan(const Checkpoint& source, const ConversionSettings& s) {
-  LLATTE_CHECK(!s.hla, "HLA.rope is ", name(s.hla->rope), ": this conversion is not known here");
   check_source(source, s);
+  if (s.hla) return {s, with_hla(source.config, hla_config(source, s))};
   LlamaConfig c = converted_config(source.config, s);
   if (is_latent(c)) check_rank(c);
   c.mla->scores = scores_for(source, s, c.num_key_value_heads);
@@ -156,32 +212,30 @@ ConversionPlan make_plan(const Checkpoint& source, const ConversionSettings& s) 
 }
 
 std::string plan_table(const ConversionPlan& plan) {
-  const LatentWidths w = latent_widths(plan.config);
-  std::string table = str("plan: metric ", name(plan.settings.metric), ", ", mean_cache_values(plan.config),
-                          " cached values per token and layer\n",
-                          "layer  latent k   latent v   pairs that keep RoPE, by kv head\n");
-  const std::vector<KeptHeads>& kept = plan.config.mla->kept;
-  for (size_t l = 0; l < kept.size(); ++l) {
-    char text[64];
-    std::snprintf(text, sizeof text, "%5zu  %-9s  %-9s  ", l, width_text(w.rank_k).c_str(),
-                  w.shared ? "the same" : width_text(w.rank_v).c_str());
-    table += text + pairs_text(kept[l]) + '\n';
-  }
-  return table;
+  const std::string head = str("plan: metric ", name(plan.settings.metric), ", ",
+                               mean_cache_values(plan.config), " cached values per token and layer\n");
+  return head + (plan.config.hla ? hla_table(*plan.config.hla) : mla_table(plan.config));
 }
 
 void save_plan(const fs::path& file, const ConversionPlan& plan) {
   nlohmann::ordered_json j{{"settings", setting_words(plan.settings)}};
-  for (const KeptHeads& kept : plan.config.mla->kept) j["layers"].push_back({{"kept_pairs", kept}});
+  if (plan.config.hla) j["HLA"] = hla_json(*plan.config.hla);
+  else
+    for (const KeptHeads& kept : plan.config.mla->kept) j["layers"].push_back({{"kept_pairs", kept}});
   write_file_atomic(file, j.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 ConversionPlan load_plan(const fs::path& file, const Checkpoint& source) {
   const nlohmann::json j = read_json(file);
-  LLATTE_CHECK(j.is_object() && j.contains("layers") && j.contains("settings"), file.string(),
-               ": this is no conversion plan: it has no `settings` and `layers`");
+  LLATTE_CHECK(j.is_object() && (j.contains("layers") || j.contains("HLA")) && j.contains("settings"),
+               file.string(), ": this is no conversion plan: it has no `settings` and `layers` or `HLA`");
   const ConversionSettings s = parse_settings(words_from_json(j, file.string()));
   check_source(source, s);
+  LLATTE_CHECK(s.hla.has_value() == j.contains("HLA"), file.string(),
+               ": its settings and its layers are of two kinds of attention; make the plan anew");
+  if (s.hla)
+    return {s, with_hla(source.config,
+                        read_hla(Fields(j.at("HLA"), file.string() + ": HLA"), source.config.head_dim))};
   LlamaConfig c = converted_config(source.config, s);
   if (is_latent(c)) check_rank(c);
   c.mla->kept = pairs_from_json(j.at("layers"), c, file.string());

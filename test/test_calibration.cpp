@@ -7,6 +7,7 @@
 // largest.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <doctest/doctest.h>
+#include <array>
 #include "autograd/ops.h"
 #include "convert/calibrate.h"
 #include "convert/head_gradients.h"
@@ -106,15 +107,15 @@ Tensor part(const Tensor& z_T3n, int64_t begin) {
   return z_T3n.slice(1, begin, begin + N).contiguous().reshape({T, K, E});
 }
 
-// Gradients of <o, do> that the tape gives for k before RoPE and for v.
-std::pair<Tensor, Tensor> tape_gradients(const HeadInputs& in, DType t) {
+// Gradients of <o, do> that the tape gives for q and k before RoPE and for v.
+std::array<Tensor, 3> tape_gradients(const HeadInputs& in, DType t) {
   const RopeTable r = table(t);
   const Tensor pos = positions();
   const auto batched = [](const Tensor& x) { return x.reshape({1, x.size(0), x.size(1), x.size(2)}); };
-  const Var q = constant(batched(in.q_THE)), k = leaf(batched(in.k_TKE)), v = leaf(batched(in.v_TKE));
+  const Var q = leaf(batched(in.q_THE)), k = leaf(batched(in.k_TKE)), v = leaf(batched(in.v_TKE));
   const Var o = attention(rope(q, r.cos, r.sin, pos), rope(k, r.cos, r.sin, pos), v, kScale);
   backward(o, batched(in.do_THE));
-  return {k.grad().reshape({T, K, E}), v.grad().reshape({T, K, E})};
+  return {q.grad().reshape({T, H, E}), k.grad().reshape({T, K, E}), v.grad().reshape({T, K, E})};
 }
 
 // dS(s,t) of head h with w = p or pm, by the formula.
@@ -161,7 +162,7 @@ Vec mixed_rotated(const HeadInputs& in) {
 
 // ---- the moments of a whole model, another way: gradients from a probe of the test's own
 struct Layer {
-  Tensor x_TD, z_T3n, zmix_T3n;
+  Tensor x_TD, z_T3n, zmix_T3n, q_TA;
 };
 
 struct Watcher final : AttentionProbe {
@@ -171,7 +172,8 @@ struct Watcher final : AttentionProbe {
     return record("watch", o.value, {o}, [=, this](const Tensor& d) -> Grads {
       const auto one = [](const Tensor& t) { return t.reshape({t.size(1), t.size(2), t.size(3)}); };
       const HeadGradients g = head_gradients({one(q.value), one(k.value), one(v.value), one(d)}, rope);
-      layers[l] = {x.value.reshape({x.size(1), x.size(2)}), g.plain_T3n, g.mixed_T3n};
+      layers[l] = {x.value.reshape({x.size(1), x.size(2)}), g.plain_T3n, g.mixed_T3n,
+                   g.q_THE.reshape({g.q_THE.size(0), g.q_THE.size(1) * g.q_THE.size(2)})};
       return {d};
     });
   }
@@ -216,8 +218,9 @@ Tensor of_layer(const Tensor& x_LMN, int64_t l) {
   return x_LMN.slice(0, l, l + 1).reshape({x_LMN.size(1), x_LMN.size(2)});
 }
 
-// sum_t |g(t)|^2 x(t) x(t)^T of one layer, g = columns [begin, begin + n), and the sum of |g|^2.
-double add_weighted(const Layer& l, int64_t begin, int64_t n, Vec& sum) {
+// sum_t |g(t)|^2 x(t) x(t)^T of one layer, g = columns [begin, begin + n), that of |g(t)|^2 x(t), and the sum
+// of |g|^2.
+double add_weighted(const Layer& l, int64_t begin, int64_t n, Vec& sum, double* mean) {
   const int64_t D = l.x_TD.size(1), Z = l.z_T3n.size(1);
   const double *x = l.x_TD.data<double>(), *z = l.z_T3n.data<double>();
   double total = 0;
@@ -225,6 +228,7 @@ double add_weighted(const Layer& l, int64_t begin, int64_t n, Vec& sum) {
     double norm = 0;
     for (int64_t i = begin; i < begin + n; ++i) norm += z[t * Z + i] * z[t * Z + i];
     total += norm;
+    for (int64_t i = 0; i < D; ++i) mean[i] += norm * x[t * D + i];
     for (int64_t i = 0; i < D * D; ++i) sum[i] += norm * x[t * D + i / D] * x[t * D + i % D];
   }
   return total;
@@ -250,11 +254,12 @@ TEST_CASE("of equal scores the lower pair ranks higher") {
   CHECK(descending_ranks(s) == std::string("\2\0\1\2\0\1", 6));
 }
 
-TEST_CASE("g_k and g_v are the tape's gradients for k before RoPE and for v") {
+TEST_CASE("g_q, g_k and g_v are the tape's gradients for q and k before RoPE and for v") {
   for (const auto& [t, tol] : {std::pair{DType::f64, 1e-12}, std::pair{DType::f32, 2e-5}}) {
     const HeadInputs in = random_inputs(t);
     const HeadGradients g = head_gradients(in, table(t));
-    const auto [dk, dv] = tape_gradients(in, t);
+    const auto [dq, dk, dv] = tape_gradients(in, t);
+    check_near("g_q", to_vec(g.q_THE), to_vec(dq), tol);
     check_near("g_k", to_vec(part(g.plain_T3n, 0)), to_vec(dk), tol);
     check_near("g_v", to_vec(part(g.plain_T3n, 2 * N)), to_vec(dv), tol);
     check_near("g_v, mixed", to_vec(part(g.mixed_T3n, 2 * N)), to_vec(dv), tol);
@@ -302,6 +307,7 @@ TEST_CASE("moments are the sums over windows that they are said to be") {
   const Tensor tokens = golden_tokens();
   const int64_t windows = tokens.size(0), length = tokens.size(1), D = model->config().hidden_size;
   const int64_t n = model->config().num_key_value_heads * model->config().head_dim, backward_windows = 3;
+  const int64_t A = model->config().num_attention_heads * model->config().head_dim;
   CalibrationSettings s;
   s.covariance = true, s.gradient_windows = backward_windows, s.seed = 3;
   const SafetensorsFile f = calibrated(*model, tokens, s, tmp / "c");
@@ -309,24 +315,35 @@ TEST_CASE("moments are the sums over windows that they are said to be") {
   std::vector<std::vector<Layer>> runs;
   for (int64_t w = 0; w < windows; ++w) runs.push_back(watch(*model, tokens.slice(0, w, w + 1), 3, w));
   for (int64_t l = 0; l < model->config().num_hidden_layers; ++l) {
-    Vec S(D * D), Ck(D * D), Cv(D * D), Gp(9 * n * n), Gmix(9 * n * n);
+    Vec S(D * D), Ck(D * D), Cv(D * D), Gp(9 * n * n), Gmix(9 * n * n), Gq(A * A), means(3 * D);
     double k_norm = 0, v_norm = 0;
     for (int64_t w = 0; w < windows; ++w) {
       const Layer& run = runs[w][l];
       const Vec xx = to_vec(product(run.x_TD, run.x_TD));
       for (size_t i = 0; i < S.size(); ++i) S[i] += xx[i] / double(windows * length);
+      for (int64_t i = 0; i < length * D; ++i)
+        means[i % D] += run.x_TD.data<double>()[i] / double(windows * length);
       if (w >= backward_windows) continue;
-      k_norm += add_weighted(run, 0, n, Ck);
-      v_norm += add_weighted(run, 2 * n, n, Cv);
+      k_norm += add_weighted(run, 0, n, Ck, means.data() + D);
+      v_norm += add_weighted(run, 2 * n, n, Cv, means.data() + 2 * D);
       const Tensor z = run.z_T3n.slice(0, 1, length), zm = run.zmix_T3n.slice(0, 1, length);
       const Vec zz = to_vec(product(z, z)), mm = to_vec(product(zm, zm));
       const double rows = double(backward_windows * (length - 1));
       for (size_t i = 0; i < Gp.size(); ++i) Gp[i] += zz[i] / rows, Gmix[i] += mm[i] / rows;
+      const Tensor q = run.q_TA.slice(0, 1, length);
+      const Vec qq = to_vec(product(q, q));
+      for (size_t i = 0; i < Gq.size(); ++i) Gq[i] += qq[i] / rows;
     }
     for (double& c : Ck) c /= k_norm;
     for (double& c : Cv) c /= v_norm;
-    for (const auto& [name, want] :
-         {std::pair{"S", &S}, {"Ck", &Ck}, {"Cv", &Cv}, {"Gp", &Gp}, {"Gmix", &Gmix}}) {
+    for (int64_t i = 0; i < D; ++i) means[D + i] /= k_norm, means[2 * D + i] /= v_norm;
+    for (const auto& [name, want] : {std::pair{"S", &S},
+                                     {"Ck", &Ck},
+                                     {"Cv", &Cv},
+                                     {"Gp", &Gp},
+                                     {"Gmix", &Gmix},
+                                     {"Gq", &Gq},
+                                     {"means", &means}}) {
       const Tensor got = of_layer(f.read(name), l);
       check_relative(name, got, Tensor::from(*want, got.shape()), 1e-6);
     }

@@ -62,7 +62,7 @@ class Calibrate(unittest.TestCase):
         shapes = {k: (v[0], v[1]) for k, v in safetensors(self.out).items()}
         self.assertEqual(shapes["S"], ("F32", [2, 64, 64]))
         self.assertEqual(shapes["Gmix"], ("F32", [2, 96, 96]))
-        self.assertEqual(sorted(shapes), ["Ck", "Cv", "Gmix", "Gp", "S", "rank", "scores", "tokens"])
+        self.assertEqual(sorted(shapes), ["Ck", "Cv", "Gmix", "Gp", "Gq", "S", "means", "rank", "scores", "tokens"])
 
     def test_interrupted_and_gone_on_with(self):
         many = self.dir / "many.ds"
