@@ -1,6 +1,7 @@
-// llatte-convert: a model from one format to another, and, with settings (RoPE, SVD), its attention into
-// latent attention (MLA). Weights pass one at a time; then models are run on the same tokens and must give
-// the same logits: source and result, or for an MLA what convert/self_test.h says.
+// llatte-convert: a model from one format to another, and, with settings (RoPE and SVD, or HLA), its
+// attention into latent attention (MLA or HLA). Weights pass one at a time; then models are run on the same
+// tokens and must give the same logits: source and result, or for latent attention what convert/self_test.h
+// says.
 #include "apps/common.h"
 #include "convert/attention.h"
 #include "convert/best.h"
@@ -9,6 +10,7 @@
 #include "data/files.h"
 #include "data/tokenizer.h"
 #include "models/checkpoint.h"
+#include "models/hla_config.h"
 
 namespace llatte {
 namespace {
@@ -83,9 +85,12 @@ void say(std::ostream& out, const Options& o, const char* what, const SelfTest& 
   out << "self-test: " << what << ": largest difference " << t.max_error << " of " << t.max_logit << '\n';
 }
 
-double say(std::ostream& out, const Options& o, const MlaSelfTest& t) {
-  say(out, o, "RoPE on all pairs, no SVD, is the source", t.original);
-  if (t.full_rank) say(out, o, "full rank is partial RoPE without SVD", *t.full_rank);
+double say(std::ostream& out, const Options& o, bool hla, const ConversionTest& t) {
+  say(out, o, hla ? "original at full rank is the source" : "RoPE on all pairs, no SVD, is the source",
+      t.original);
+  if (t.full_rank)
+    say(out, o, hla ? "aligned at full rank is the source" : "full rank is partial RoPE without SVD",
+        *t.full_rank);
   else out << "self-test: full rank left out: these settings have no rank at which they are exact\n";
   say(out, o, "the files are the conversion", t.written);
   return std::max({t.original.max_error, t.full_rank ? t.full_rank->max_error : 0, t.written.max_error});
@@ -97,17 +102,22 @@ void say_layers(std::ostream& out, const std::vector<LayerError>& errors) {
       out << "layer " << l << ": factoring lost " << 100 * errors[l].error / errors[l].total << " %\n";
 }
 
+nlohmann::ordered_json layer_report(const LlamaConfig& c, size_t l) {
+  if (c.hla) return hla_json(*c.hla).at("layers")[l];
+  const LatentWidths w = latent_widths(c);
+  return {{"kept_pairs", c.mla->kept[l]},
+          {"rank_k", w.rank_k},
+          {"rank_v", w.rank_v},
+          {"shared_latent", w.shared}};
+}
+
 void add_plan(nlohmann::ordered_json& layers, const ConversionPlan& plan,
               const std::vector<LayerError>& errors) {
-  const LatentWidths w = latent_widths(plan.config);
-  for (size_t l = 0; l < errors.size(); ++l)
-    layers[l].update({{"kept_pairs", plan.config.mla->kept[l]},
-                      {"rank_k", w.rank_k},
-                      {"rank_v", w.rank_v},
-                      {"shared_latent", w.shared},
-                      {"metric", name(plan.settings.metric)},
-                      {"error", errors[l].error},
-                      {"error_of", errors[l].total}});
+  for (size_t l = 0; l < errors.size(); ++l) {
+    layers[l].update(layer_report(plan.config, l));
+    layers[l].update(
+        {{"metric", name(plan.settings.metric)}, {"error", errors[l].error}, {"error_of", errors[l].total}});
+  }
 }
 
 // What would fail once the work is done fails before it.
@@ -135,18 +145,20 @@ void change_attention(const App& app, const Options& o, const Checkpoint& source
   out << plan_table(plan);
   if (!o.save_plan.empty()) save_plan(o.save_plan, plan);
   const auto errors = std::make_shared<std::vector<LayerError>>();
-  const Checkpoint mla = convert_attention(source, plan, errors);
-  save_checkpoint(o.target, mla, target_format(o), target_dtype(o, source));
+  const Checkpoint latent = convert_attention(source, plan, errors);
+  save_checkpoint(o.target, latent, target_format(o), target_dtype(o, source));
   const Checkpoint result = open_checkpoint(o.target);
   say_layers(out, *errors);
-  out << weight_table(mla, result);
+  out << weight_table(latent, result);
   nlohmann::ordered_json j = report(source, result);
   out << "cached values per token and layer: " << mean_cache_values(source.config) << " before, "
       << mean_cache_values(result.config) << " after; bytes per token: " << cache_bytes_per_token(source)
       << " before, " << cache_bytes_per_token(result) << " after\n";
   add_plan(j["layers"], plan, *errors);
   if (o.no_self_test) out << "self-test left out\n";
-  else j["self_test_max_error"] = say(out, o, test_conversion(source, plan, mla, result));
+  else
+    j["self_test_max_error"] =
+        say(out, o, plan.config.hla.has_value(), test_conversion(source, plan, latent, result));
   if (app.json) app.print_json(j);
 }
 
@@ -184,6 +196,9 @@ void add_options(CLI::App& cli, Options& o) {
       "SETTINGS", o.settings,
       "key.path=value, how to change the attention: RoPE.{partial_rope_version, top_k_rope_dim, "
       "last_k_rope_dim, uniform_start_point, uniform_step, qk_tensor_path}, SVD.{method, low_rank, metric}, "
+      "or "
+      "HLA.{rope, cache, cache_values, factor_q, rank_q, rank_k, rank_v, metric, allocate, frequencies, "
+      "rope_pairs, head_block, calibration}, "
       "convert.{calibration, refit_o, gqa2mha, from_scratch, balance} (docs/conversion.md)");
   cli.add_option("--plan", o.plan, "a plan from --save-plan, instead of SETTINGS");
   cli.add_option("--best", o.best, "mla: our best settings for --cache-values, from --calibration")
@@ -214,7 +229,9 @@ int main(int argc, char** argv) {
       "Turns a model into another format (Hugging Face, nanotron, GGUF), or its attention into latent "
       "attention.",
       "convert model.gguf model-hf --dtype bf16\n  convert model-hf model-mla RoPE.partial_rope_version=4 "
-      "RoPE.top_k_rope_dim=4 RoPE.qk_tensor_path=qk.safetensors SVD.method=joint SVD.low_rank=16");
+      "RoPE.top_k_rope_dim=4 RoPE.qk_tensor_path=qk.safetensors SVD.method=joint SVD.low_rank=16\n"
+      "  convert model-hf model-hla HLA.rope=aligned HLA.cache=0.5 HLA.metric=white "
+      "HLA.calibration=calibration.safetensors");
   Options o;
   add_options(app.cli, o);
   return app.run(argc, argv, [&] { run(app, o); });

@@ -60,7 +60,8 @@ struct Work {
     kernels::causal_softmax_fwd(p_TT, scale, p_TT);
     kernels::matmul(do_TE, head_of(in.v_TKE, kappa).transpose(0, 1), dp_TT, 0);
     add_keys(h, 0, g.plain_T3n);
-    kernels::matmul(ds_TT, head_of(k_rot_TKE, kappa), head_of(g.q_THE, h), 0);
+    Tensor g_q_TE = head_of(g.q_THE, h);
+    kernels::matmul(ds_TT, head_of(k_rot_TKE, kappa), g_q_TE, 0);
     add_keys(h, 0.5, g.mixed_T3n);
     add_over_queries(p_TT, do_TE, head_of(g.plain_T3n.reshape({T, 3 * K, E}), 2 * K + kappa));
   }

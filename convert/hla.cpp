@@ -63,9 +63,11 @@ int64_t block_heads(const LlamaConfig& c, const HlaSettings& s) {
 HlaConfig empty_config(const LlamaConfig& c, const HlaSettings& s) {
   const int64_t F = c.head_dim / 2;
   HlaConfig h;
-  h.rope = s.rope, h.rope_pairs = s.rope == HlaRope::hybrid ? s.rope_pairs : F;
-  LLATTE_CHECK(h.rope_pairs <= F && h.rope_pairs > 0, "HLA.rope_pairs is ", h.rope_pairs,
-               ", expected 1 to the ", F, " pairs of a head");
+  h.rope = s.rope, h.rope_pairs = s.rope == HlaRope::hybrid    ? s.rope_pairs
+                                  : s.rope == HlaRope::unified ? 0
+                                                               : F;
+  LLATTE_CHECK(s.rope == HlaRope::unified || (h.rope_pairs <= F && h.rope_pairs > 0), "HLA.rope_pairs is ",
+               h.rope_pairs, ", expected 1 to the ", F, " pairs of a head");
   const int64_t g = block_heads(c, s);
   h.head_block = dense(s.rope) || g == c.num_key_value_heads ? 0 : g;
   h.layers.resize(static_cast<size_t>(c.num_hidden_layers));
@@ -287,7 +289,17 @@ Planes even_planes(int64_t P, int64_t F, int64_t blocks) {
   return planes_of(counts, F);
 }
 
+// unified: a quarter of the cached values in planes.
+HlaLayer even_unified_layer(const LlamaConfig& c, const Widths& w) {
+  HlaLayer layer;
+  const int64_t total = w.k + w.v;
+  layer.k = even_planes(total / 8, c.head_dim / 2, 1);
+  layer.rank_k = layer.rank_v = total - 2 * layer.k.count();
+  return layer;
+}
+
 HlaLayer even_layer(const LlamaConfig& c, const HlaConfig& h, const Widths& w) {
+  if (h.rope == HlaRope::unified) return even_unified_layer(c, w);
   const int64_t K = c.num_key_value_heads, F = c.head_dim / 2, blocks = h.head_block ? K / h.head_block : 1;
   const int64_t rotated = w.k * h.rope_pairs / F / (2 * blocks) * (2 * blocks);
   LLATTE_CHECK(rotated > 0, "HLA.cache leaves ", w.k, " values for the planes of ", blocks,

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <map>
 #include "autograd/ops.h"
+#include "convert/hla.h"
 #include "convert/low_rank.h"
 #include "convert/mla.h"
 #include "models/partial_rope.h"
@@ -83,6 +84,7 @@ Checkpoint sample_of(Checkpoint c, int64_t large) {
     c.config.mla->kept.resize(1);
     if (c.config.mla->scores.defined()) c.config.mla->scores = c.config.mla->scores.slice(0, 0, 1);
   }
+  if (c.config.hla) c.config.hla->layers.resize(1);
   std::map<std::string, WeightInfo> all(c.weights.begin(), c.weights.end());
   c.weights.clear();
   for (const auto& [name, shape] : param_shapes(c.config)) c.weights.push_back({name, all.at(name)});
@@ -113,15 +115,21 @@ SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result) {
   return compared(source, result, narrow ? DType::bf16 : DType::f32, rounding_tolerance(source, result));
 }
 
-MlaSelfTest test_conversion(const Checkpoint& source, const ConversionPlan& plan, const Checkpoint& converted,
-                            const Checkpoint& written, int64_t large) {
+ConversionTest test_conversion(const Checkpoint& source, const ConversionPlan& plan,
+                               const Checkpoint& converted, const Checkpoint& written, int64_t large) {
   const auto run = [large](const Checkpoint& a, const Checkpoint& b, double tolerance) {
     return compared(sample_of(a, large), sample_of(b, large), DType::f32, tolerance);
   };
-  MlaSelfTest t;
+  ConversionTest t;
   // 1e-4: sums in f32 taken in another order, 1e-7 each, through all layers.
-  t.original = run(source, convert_attention(source, with_all_pairs(plan)), 1e-4);
-  if (exact(plan))
+  if (plan.config.hla) {
+    const auto full = [&](HlaRope r) { return convert_attention(source, at_full_rank(source, plan, r)); };
+    t.original = run(source, full(HlaRope::original), 1e-4);
+    t.full_rank = run(source, full(HlaRope::aligned), 1e-4);
+  } else {
+    t.original = run(source, convert_attention(source, with_all_pairs(plan)), 1e-4);
+  }
+  if (plan.config.mla && exact(plan))
     t.full_rank = run(convert_attention(source, without_svd(plan)),
                       convert_attention(source, at_full_rank(plan)), 1e-4);
   // Products of factors as they are stored, against products of them in f64.

@@ -16,15 +16,18 @@ struct SelfTest {
 // Runs in f32, or in bf16 where neither holds more than 16 bits a weight.
 SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result);
 
-// A conversion to MLA proves itself three times, in f32 on the same tokens. Models of more than `large`
-// parameters are cut to their first layer: the layers are converted alike.
-struct MlaSelfTest {
-  SelfTest original;                  // RoPE kept on all pairs and no SVD: the source's logits
-  std::optional<SelfTest> full_rank;  // latents that lose nothing: the same as without SVD. Not for methods
-                                      // that are exact at no rank, nor for random weights
-  SelfTest written;                   // the files that were written: the conversion in memory
+// A conversion proves itself three times, in f32 on the same tokens. Models of more than `large` parameters
+// are cut to their first layer: the layers are converted alike.
+struct ConversionTest {
+  // MLA: RoPE kept on all pairs and no SVD, the source's logits. HLA: mode original at full rank, likewise.
+  SelfTest original;
+  // MLA: latents that lose nothing, the same as without SVD; not for methods that are exact at no rank, nor
+  // for random weights. HLA: mode aligned at full rank, the source's logits.
+  std::optional<SelfTest> full_rank;
+  SelfTest written;  // the files that were written: the conversion in memory
 };
-MlaSelfTest test_conversion(const Checkpoint& source, const ConversionPlan& plan, const Checkpoint& converted,
-                            const Checkpoint& written, int64_t large = 1'000'000'000);
+ConversionTest test_conversion(const Checkpoint& source, const ConversionPlan& plan,
+                               const Checkpoint& converted, const Checkpoint& written,
+                               int64_t large = 1'000'000'000);
 
 }  // namespace llatte

@@ -259,7 +259,7 @@ TEST_CASE("the self-test, of the whole model and of the first layer of a large o
     return a;
   };
   for (const int64_t large : {int64_t{0}, int64_t{1} << 40}) {
-    const MlaSelfTest good = test_conversion(c.base, plan, mla, mla, large);
+    const ConversionTest good = test_conversion(c.base, plan, mla, mla, large);
     CHECK(good.original.passed());
     REQUIRE(good.full_rank);
     CHECK(good.full_rank->passed());

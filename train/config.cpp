@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 #include <sstream>
+#include "convert/hla.h"
 #include "train/schema.h"
 
 namespace llatte {
@@ -86,33 +87,37 @@ void fill_defaults(const Settings& s, TrainConfig& c) {
 }
 
 // RoPE on all pairs and no SVD is the plain model: MHA2MLA's baseline.
-void read_mla(TrainConfig& c) {
-  const ConversionSettings s = parse_settings(c.mla_words);
-  if (s.rope.partial_rope_version == 0 && s.svd.method == SvdMethod::none) {
-    for (const std::string& word : c.mla_words)
-      LLATTE_CHECK(!word.starts_with("convert."), c.file, ": ", word,
-                   " says how to convert, but neither model.model_config.RoPE nor SVD asks for a conversion");
+void read_latent(TrainConfig& c) {
+  const ConversionSettings s = parse_settings(c.latent_words);
+  if (!s.hla && s.rope.partial_rope_version == 0 && s.svd.method == SvdMethod::none) {
+    for (const std::string& word : c.latent_words)
+      LLATTE_CHECK(
+          !word.starts_with("convert."), c.file, ": ", word,
+          " says how to convert, but neither model.model_config.RoPE, SVD nor HLA asks for a conversion");
     return;
   }
-  c.mla = s;
-  c.model.mla = MlaConfig{s.rope, s.svd, {}, {}};
+  c.latent = s;
+  if (!s.hla) c.model.mla = MlaConfig{s.rope, s.svd, {}, {}};
 }
 
 // Latent attention from nothing: there are no weights to convert.
-void check_new_mla(const TrainConfig& c) {
+void check_new_latent(TrainConfig& c) {
+  const ConversionSettings& s = *c.latent;
   const int64_t group = c.model.num_attention_heads / c.model.num_key_value_heads;
-  LLATTE_CHECK(c.mla->rope.n_gqa_group.value_or(group) == group, c.file,
-               ": model.model_config.RoPE.n_gqa_group is ", c.mla->rope.n_gqa_group.value_or(0),
+  LLATTE_CHECK(s.rope.n_gqa_group.value_or(group) == group, c.file,
+               ": model.model_config.RoPE.n_gqa_group is ", s.rope.n_gqa_group.value_or(0),
                ", this model has ", group, " query heads to a kv head");
-  for (const std::string& word : c.mla_words)
-    LLATTE_CHECK(
-        !word.starts_with("convert.") && (!word.starts_with("SVD.metric") || c.mla->metric == Metric::plain),
-        c.file, ": ", word,
-        " says how to convert weights, but there are no start weights; name them in "
-        "model.init_method.path");
+  for (const std::string& word : c.latent_words) {
+    const bool metric = word.starts_with("SVD.metric") || word.starts_with("HLA.metric");
+    const bool converts = word.starts_with("convert.") || word.starts_with("HLA.calibration");
+    LLATTE_CHECK(!converts && (!metric || s.metric == Metric::plain), c.file, ": ", word,
+                 " says how to convert weights, but there are no start weights; name them in ",
+                 "model.init_method.path");
+  }
+  if (s.hla) c.model.hla = new_hla_config(c.model, s);
 }
 
-void check_model(const TrainConfig& c) {
+void check_model(TrainConfig& c) {
   if (!c.start_weights().empty()) return;  // their config.json has it all
   const std::pair<const char*, int64_t> needed[] = {{"hidden_size", c.model.hidden_size},
                                                     {"num_hidden_layers", c.model.num_hidden_layers},
@@ -124,7 +129,7 @@ void check_model(const TrainConfig& c) {
         value > 0, c.file, ": model.model_config.", key,
         " is missing; set it, or model.preset, or start weights in checkpoints.resume_checkpoint_path");
   c.model.check();
-  if (c.mla) check_new_mla(c);
+  if (c.latent) check_new_latent(c);
   LLATTE_CHECK(c.sequence_length <= c.model.max_position_embeddings, c.file, ": tokens.sequence_length is ",
                c.sequence_length, " but the model has model.model_config.max_position_embeddings ",
                c.model.max_position_embeddings, "; raise that or shorten the sequences");
@@ -190,7 +195,7 @@ TrainConfig load_train_config(const std::filesystem::path& file, const std::vect
   apply(settings, c);
   for (const auto& [path, s] : settings) c.settings[path] = shown(s.value);
   fill_defaults(settings, c);
-  read_mla(c);
+  read_latent(c);
   check_run(c);
   check_stages(c);
   check_model(c);
@@ -213,14 +218,15 @@ void check_mla_keys(const TrainConfig& c, const MlaConfig& loaded, const std::st
                  " but the start weights in ", path, " were converted with ", got,
                  "; leave RoPE and SVD out or make them agree");
   };
-  const PartialRope &want = c.mla->rope, &got = loaded.rope;
+  const PartialRope &want = c.latent->rope, &got = loaded.rope;
   same("RoPE.partial_rope_version", want.partial_rope_version, got.partial_rope_version);
   same("RoPE.top_k_rope_dim", want.top_k_rope_dim, got.top_k_rope_dim);
   same("RoPE.last_k_rope_dim", want.last_k_rope_dim, got.last_k_rope_dim);
   same("RoPE.uniform_start_point", want.uniform_start_point, got.uniform_start_point);
   same("RoPE.uniform_step", want.uniform_step, got.uniform_step);
-  same("SVD.method", static_cast<int>(c.mla->svd.method), static_cast<int>(loaded.svd.method));
-  if (c.mla->svd.method != SvdMethod::none) same("SVD.low_rank", c.mla->svd.low_rank, loaded.svd.low_rank);
+  same("SVD.method", static_cast<int>(c.latent->svd.method), static_cast<int>(loaded.svd.method));
+  if (c.latent->svd.method != SvdMethod::none)
+    same("SVD.low_rank", c.latent->svd.low_rank, loaded.svd.low_rank);
 }
 
 }  // namespace
@@ -240,7 +246,14 @@ void check_model_keys(const TrainConfig& c, const LlamaConfig& loaded, const std
   same("rope_theta", c.model.rope_theta, loaded.rope_theta);
   same("tie_word_embeddings", c.model.tie_word_embeddings, loaded.tie_word_embeddings);
   same("vocab_size", c.model.vocab_size, loaded.vocab_size);
-  if (c.mla && loaded.mla) check_mla_keys(c, *loaded.mla, path);
+  if (!c.latent || (!loaded.mla && !loaded.hla)) return;
+  LLATTE_CHECK(c.latent->hla.has_value() == loaded.hla.has_value(), c.file, ": the start weights in ", path,
+               " have been converted to ", loaded.hla ? "HLA" : "MLA", ", and model.model_config asks for ",
+               loaded.hla ? "RoPE and SVD" : "HLA", "; leave that out or start from other weights");
+  if (loaded.mla) return check_mla_keys(c, *loaded.mla, path);
+  LLATTE_CHECK(c.latent->hla->rope == loaded.hla->rope, c.file, ": model.model_config.HLA.rope is ",
+               name(c.latent->hla->rope), " but the start weights in ", path, " were converted with ",
+               name(loaded.hla->rope), "; leave HLA out or make them agree");
 }
 
 }  // namespace llatte

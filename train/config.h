@@ -44,9 +44,10 @@ struct TrainConfig {
 
   LlamaConfig model;
   std::set<std::string> model_keys;  // model_config keys that were given: start weights must agree with them
-  std::vector<std::string> mla_words;  // of RoPE, SVD and convert, as given
-  std::optional<ConversionSettings>
-      mla;  // what they ask for; none: ordinary attention. model.mla is set with it
+  std::vector<std::string> latent_words;  // of RoPE, SVD, HLA and convert, as given
+  // What they ask for; none: ordinary attention. model.mla is set with it, or model.hla where there are no
+  // start weights.
+  std::optional<ConversionSettings> latent;
   DType dtype = DType::f32;
   double init_std = 0.02;
   std::string init_path;

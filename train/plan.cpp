@@ -47,14 +47,12 @@ std::string schedule_lines(const Schedule& s) {
 }
 
 std::string attention_line(const LlamaConfig& m) {
-  if (m.hla)
-    return str("attention: RoPE inside the latents, ", name(m.hla->rope), ", ", mean_cache_values(m),
-               " cached values per token and layer instead of ", 2 * m.num_key_value_heads * m.head_dim,
-               '\n');
+  const std::string cached = str(mean_cache_values(m), " cached values per token and layer instead of ",
+                                 2 * m.num_key_value_heads * m.head_dim, '\n');
+  if (m.hla) return str("attention: RoPE inside the latents, ", name(m.hla->rope), ", ", cached);
   if (!m.mla) return "";
   return str("attention: RoPE on ", kept_pairs(m), " of ", m.head_dim / 2, " pairs a head, SVD method ",
-             static_cast<int>(m.mla->svd.method), ", ", mean_cache_values(m),
-             " cached values per token and layer instead of ", 2 * m.num_key_value_heads * m.head_dim, '\n');
+             static_cast<int>(m.mla->svd.method), ", ", cached);
 }
 
 }  // namespace

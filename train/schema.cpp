@@ -223,7 +223,7 @@ void read_rope_scaling(TrainConfig& c, const KeyValue& kv) {
 }
 
 // A word for the conversion to latent attention (convert/settings.h), whose keys these are.
-Read mla_word(const std::string& key) {
+Read latent_word(const std::string& key) {
   return or_null([=](TrainConfig& c, const KeyValue& kv) {
     const std::string word = key + "=" + text_value(kv.setting.value, kv);
     try {
@@ -231,24 +231,23 @@ Read mla_word(const std::string& key) {
     } catch (const Error& e) {
       LLATTE_FAIL(kv.setting.where, ": ", e.what());
     }
-    c.mla_words.push_back(word);
+    c.latent_words.push_back(word);
   });
 }
 
 void latent_rules(std::vector<KeyRule>& t, const std::string& at) {
-  for (const char* section : {"RoPE", "SVD"}) add(t, at + section, refused("set the keys below it, or null"));
+  for (const char* section : {"RoPE", "SVD", "HLA"})
+    add(t, at + section, refused("set the keys below it, or null"));
   for (const char* k : {"partial_rope_version", "top_k_rope_dim", "last_k_rope_dim", "uniform_start_point",
                         "uniform_step", "qk_tensor_path", "n_gqa_group"})
-    add(t, at + "RoPE." + k, mla_word(str("RoPE.", k)));
+    add(t, at + "RoPE." + k, latent_word(str("RoPE.", k)));
   for (const char* k : {"method", "version", "low_rank", "metric", "allocate"})
-    add(t, at + "SVD." + k, mla_word(str("SVD.", k)));
+    add(t, at + "SVD." + k, latent_word(str("SVD.", k)));
   for (const char* k : {"calibration", "refit_o", "gqa2mha", "from_scratch", "balance"})
-    add(t, str("convert.", k), mla_word(str("convert.", k)));
-  const std::string later = "training with HLA is not built yet; leave it out";
-  add(t, at + "HLA", refused(later));
-  for (const char* k : {"rope", "cache", "factor_q", "rank_q", "rank_k", "rank_v", "metric", "allocate",
-                        "frequencies", "rope_pairs", "head_block", "calibration"})
-    add(t, at + "HLA." + k, refused(later));
+    add(t, str("convert.", k), latent_word(str("convert.", k)));
+  for (const char* k : {"rope", "cache", "cache_values", "factor_q", "rank_q", "rank_k", "rank_v", "metric",
+                        "allocate", "frequencies", "rope_pairs", "head_block", "calibration"})
+    add(t, at + "HLA." + k, latent_word(str("HLA.", k)));
 }
 
 void model_config_rules(std::vector<KeyRule>& t) {

@@ -1,16 +1,21 @@
 #include "train/start_model.h"
-#include "convert/attention.h"
+#include "convert/hla.h"
 #include "models/partial_rope.h"
 
 namespace llatte {
 
-bool converts(const TrainConfig& c, const LlamaConfig& start) { return c.mla && !start.mla; }
+bool converts(const TrainConfig& c, const LlamaConfig& start) { return c.latent && !start.mla && !start.hla; }
 
 LlamaConfig trained_config(const TrainConfig& c, const LlamaConfig& start) {
   if (!converts(c, start)) return start;
   LlamaConfig m = start;
-  if (c.mla->gqa2mha) m.num_key_value_heads = m.num_attention_heads;
+  if (c.latent->gqa2mha) m.num_key_value_heads = m.num_attention_heads;
   m.mla = c.model.mla;
+  if (c.latent->hla) {
+    ConversionSettings alike = *c.latent;
+    alike.hla->allocate = Allocation::layer;  // what is dealt out is the same in all
+    m.hla = new_hla_config(start, alike);
+  }
   m.check();
   return m;
 }
@@ -31,7 +36,7 @@ std::unique_ptr<Llama> new_model(const TrainConfig& c) {
 
 std::unique_ptr<Llama> start_model(const TrainConfig& c, const Checkpoint& start) {
   if (!converts(c, start.config)) return load_model(start, c.dtype);
-  return load_model(convert_attention(start, make_plan(start, *c.mla)), c.dtype);
+  return load_model(convert_attention(start, make_plan(start, *c.latent)), c.dtype);
 }
 
 }  // namespace llatte

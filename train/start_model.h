@@ -1,5 +1,5 @@
 // The model a run begins with: made from nothing, or loaded from start weights, whose attention is converted
-// first where the config asks for latent attention (RoPE, SVD) and they have none.
+// first where the config asks for latent attention (RoPE, SVD, HLA) and they have none.
 #pragma once
 #include <memory>
 #include "models/checkpoint.h"
@@ -9,7 +9,8 @@ namespace llatte {
 
 // Whether start weights of this config are converted.
 bool converts(const TrainConfig& c, const LlamaConfig& start);
-// What is trained, when it starts from weights of this config. Pairs that keep RoPE need not be known.
+// What is trained, when it starts from weights of this config. Pairs that keep RoPE need not be known, planes
+// are dealt out evenly over them.
 LlamaConfig trained_config(const TrainConfig& c, const LlamaConfig& start);
 
 // c.model, weights N(0, init_std).

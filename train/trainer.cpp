@@ -220,9 +220,10 @@ void Trainer::start_from(const fs::path& checkpoint) {
   model_ = load_hf(checkpoint, config_.dtype);
   LLATTE_CHECK(!converts(config_, model_->config()), checkpoint.string(), " has no latent attention, but ",
                config_.file,
-               " asks for it with RoPE and SVD; name it in model.init_method.path and train into another "
+               " asks for it with RoPE, SVD or HLA; name it in model.init_method.path and train into another "
                "checkpoints.checkpoints_path");
-  if (config_.mla && config_.mla->gqa2mha) config_.model_keys.erase("num_key_value_heads");  // was changed
+  if (config_.latent && config_.latent->gqa2mha)
+    config_.model_keys.erase("num_key_value_heads");  // was changed
   check_model_keys(config_, model_->config(), checkpoint.string());
   make_optimizer();
   load_optimizer(checkpoint, *optimizer_);
