@@ -31,24 +31,27 @@ int64_t within(const char* key, const std::optional<int64_t>& by_hand, int64_t o
   return std::min(by_hand.value_or(otherwise), most);
 }
 
+// What a width is a multiple of: a plane takes two values; planes of the SVD are the same number for each
+// head.
+int64_t unit(HlaRope r, int64_t heads) { return plain_svd(r) ? 2 * heads : dense(r) ? 1 : 2; }
+
 Widths widths_of(const LlamaConfig& c, const HlaSettings& s) {
-  const int64_t D = c.hidden_size, HE = c.num_attention_heads * c.head_dim;
-  const int64_t n = c.num_key_value_heads * c.head_dim;
+  const int64_t H = c.num_attention_heads, K = c.num_key_value_heads, n = K * c.head_dim, HE = H * c.head_dim;
   const double share =
       s.cache_values ? static_cast<double>(*s.cache_values) / static_cast<double>(2 * n) : s.cache;
   LLATTE_CHECK(share <= 1, "HLA.cache_values is ", s.cache_values.value_or(0), ", the model caches ", 2 * n,
                " values per token and layer itself");
-  const bool planes = !dense(s.rope);
   // Rounding up by 1e-9: a share that was meant to be a whole number of values is one.
-  const auto total = static_cast<int64_t>(share * static_cast<double>(2 * n) + 1e-9);
-  const auto half = total / 2 - (planes ? total / 2 % 2 : 0);
-  const auto q = static_cast<int64_t>(share * static_cast<double>(HE) + 1e-9);
-  const int64_t complex_D = planes ? 2 * D : D;  // planes of a pair can be as many as D, of two values each
-  Widths w{0, within("rank_k", s.rank_k, half, std::min(n, complex_D)),
-           within("rank_v", s.rank_v, total - half, std::min(n, D))};
-  if (s.factor_q || s.rank_q) w.q = within("rank_q", s.rank_q, q, std::min(HE, complex_D));
-  LLATTE_CHECK(w.k >= (planes ? 2 : 1) && w.v >= 1, "HLA.cache leaves k ", w.k, " values and v ", w.v,
-               "; raise it");
+  const auto part = [&](int64_t of) { return static_cast<int64_t>(share * static_cast<double>(of) + 1e-9); };
+  const auto whole = [](int64_t x, int64_t of) { return x / of * of; };
+  const int64_t total = part(2 * n), k_unit = unit(s.rope, K), k = whole(total / 2, k_unit);
+  const int64_t D = c.hidden_size, D_k = dense(s.rope) ? D : 2 * D;  // a pair can have D planes of two values
+  Widths w{0, within("rank_k", s.rank_k, k, std::min(n, D_k)),
+           within("rank_v", s.rank_v, total - k, std::min(n, D))};
+  if (s.factor_q || s.rank_q)
+    w.q = within("rank_q", s.rank_q, whole(part(HE), unit(s.rope, H)), std::min(HE, D_k));
+  LLATTE_CHECK(w.k >= k_unit && w.v >= 1, "HLA.cache leaves k ", w.k, " values and v ", w.v, ", mode ",
+               name(s.rope), " needs ", k_unit, " and 1; raise it");
   return w;
 }
 

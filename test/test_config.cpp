@@ -81,7 +81,7 @@ TEST_CASE("the reference loads once what comes later is left out") {
   CHECK(c.stages[0].weights == std::vector<double>{0.7, 0.3});
   CHECK(c.dtype == DType::bf16);
   CHECK(c.init_std == 0.0416);
-  REQUIRE(c.mla);  // 4 pairs of 32 keep RoPE, joint, rank 16 for each of 2 kv heads
+  REQUIRE(c.latent);  // 4 pairs of 32 keep RoPE, joint, rank 16 for each of 2 kv heads
   const int64_t D = 384, k_and_v = 2 * 128 * D, mla = 16 * D + 32 * D + (128 - 16) * 32 + 128 * 32;
   CHECK(param_count(c.model) == 82101120 - 22 * (k_and_v - mla));
   CHECK(c.schedule.decay_starting_step == 16200);
@@ -186,14 +186,14 @@ TEST_CASE("RoPE and SVD ask for latent attention, except on all pairs and withou
   const std::string rope = "model.model_config.RoPE.", svd = "model.model_config.SVD.";
   const TrainConfig baseline =
       load("", {rope + "partial_rope_version=0", svd + "method=0", svd + "low_rank=8"});
-  CHECK(!baseline.mla);
+  CHECK(!baseline.latent);
   CHECK(!baseline.model.mla);
 
   for (const char* method : {"method=7", "version=7", "method=joint"}) {
     const TrainConfig c =
         load("", {rope + "partial_rope_version=3", rope + "top_k_rope_dim=2", rope + "last_k_rope_dim=1",
                   rope + "n_gqa_group=3", svd + method, svd + "low_rank=16"});
-    REQUIRE(c.mla);
+    REQUIRE(c.latent);
     CHECK(c.model.mla->rope.top_k_rope_dim == 2);
     CHECK(c.model.mla->svd.method == SvdMethod::joint);
     CHECK(c.model.mla->svd.low_rank == 16);
@@ -239,7 +239,7 @@ TEST_CASE("every config of MHA2MLA's recipe that comes with the project loads") 
     CHECK(!c.start_weights().empty());
     CHECK(c.checkpoints.folder.filename() == e.path().stem());
     CHECK(c.run == e.path().stem());
-    CHECK((e.path().stem() == "baseline") == !c.mla);
+    CHECK((e.path().stem() == "baseline") == !c.latent);
     ++n;
   }
   CHECK(n == 26);
