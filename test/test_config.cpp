@@ -173,8 +173,8 @@ TEST_CASE("what can't be honoured is an error") {
 }
 
 TEST_CASE("what later parts bring is refused until then") {
-  for (const std::string& o : std::vector<std::string>{
-           "model.model_config.HLA.rope=aligned", "optimizer.zero_stage=1", "checkpoints.format=nanotron"}) {
+  for (const std::string& o :
+       std::vector<std::string>{"optimizer.zero_stage=1", "checkpoints.format=nanotron"}) {
     INFO(o);
     const std::string said = refusal("", {o});
     CHECK(said.find("command line: " + o.substr(0, o.find('=')) + " is " + o.substr(o.find('=') + 1)) == 0);
@@ -210,11 +210,36 @@ TEST_CASE("RoPE and SVD ask for latent attention, except on all pairs and withou
             .find("RoPE.top_k_rope_dim is 33, expected 0 to 32") != std::string::npos);
   CHECK(refusal("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=2", rope + "n_gqa_group=2"})
             .find("RoPE.n_gqa_group is 2, this model has 3 query heads") != std::string::npos);
-  CHECK(refusal("", {"convert.refit_o=true"}).find("neither model.model_config.RoPE nor SVD") !=
+  CHECK(refusal("", {"convert.refit_o=true"}).find("neither model.model_config.RoPE, SVD nor HLA") !=
         std::string::npos);
   CHECK(refusal("", {rope + "partial_rope_version=1", rope + "top_k_rope_dim=2", svd + "metric=white"})
             .find("SVD.metric=white says how to convert weights, but there are no start weights") !=
         std::string::npos);
+}
+
+TEST_CASE("HLA shapes a new model, or says how to convert the start weights") {
+  const std::string hla = "model.model_config.HLA.";
+  const TrainConfig c = load("", {hla + "rope=aligned", hla + "rank_k=60", hla + "rank_v=70"});
+  REQUIRE(c.latent);
+  REQUIRE(c.model.hla);
+  CHECK(c.model.hla->layers.front().k.count() == 30);
+  CHECK(cache_values(c.model, 0) == 130);
+  const TrainConfig converts =
+      load("", {hla + "rope=original", hla + "metric=white", hla + "calibration=file", "convert.refit_o=true",
+                "model.init_method.path=start"});
+  CHECK(converts.latent->hla->rope == HlaRope::original);
+  CHECK(converts.latent->metric == Metric::white);
+  CHECK(converts.latent->calibration == "file");
+  CHECK(!converts.model.hla);
+
+  CHECK(refusal("", {hla + "rope=sideways"}).find("HLA.rope is 'sideways', expected original, latent") !=
+        std::string::npos);
+  CHECK(refusal("", {hla + "rope=aligned", "model.model_config.SVD.method=7"}).find("keep one of the two") !=
+        std::string::npos);
+  CHECK(refusal("", {hla + "metric=white"})
+            .find("HLA.metric=white says how to convert weights, but there are no start weights") !=
+        std::string::npos);
+  CHECK(refusal("", {hla + "allocate=global"}).find("use layer") != std::string::npos);
 }
 
 TEST_CASE("a config in MHA2MLA's own words loads unchanged but for the number of processes") {
@@ -243,6 +268,21 @@ TEST_CASE("every config of MHA2MLA's recipe that comes with the project loads") 
     ++n;
   }
   CHECK(n == 26);
+}
+
+TEST_CASE("every config of the experiments with RoPE inside the latents loads") {
+  int n = 0;
+  for (const auto& e : fs::recursive_directory_iterator("configs/hla")) {
+    if (!e.is_regular_file()) continue;
+    INFO(e.path());
+    const TrainConfig c = load_train_config(e.path());
+    const std::string mode = e.path().stem();
+    CHECK(c.latent.has_value() == (mode != "baseline"));
+    if (c.latent) CHECK(mode == name(c.latent->hla->rope));
+    CHECK(!c.start_weights().empty());
+    ++n;
+  }
+  CHECK(n == 8);
 }
 
 TEST_CASE("distill: the teacher that is named, or the start weights") {
