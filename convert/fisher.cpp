@@ -158,16 +158,21 @@ KeyFold fold(const Tensor& g, const Tensor& lift_n2P) {
   return solved_fold(m.two_two, B, la::product(kept_k, lift_n2P), la::product(to_planes, m.k2), kept_k);
 }
 
+Tensor derope_metric(const Tensor& g) {
+  const int64_t n = g.size(0) / 3;
+  const GradientMetric m = gradient_metric(g, counted(n));
+  const Tensor f = fold(g, counted(n), {}).lost, k2f = la::product(m.k2, f);
+  return combined({{1, m.kk},
+                   {-1, k2f},
+                   {-1, la::transposed(k2f)},
+                   {1, la::product(f.transpose(0, 1), la::product(m.two_two, f))}});
+}
+
 Tensor derope_losses(const Tensor& all, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K) {
   const int64_t n = wk_nD.size(0), D = wk_nD.size(1), E = n / K, F = E / 2;
   LLATTE_CHECK(all.size(0) == 3 * n, "derope: the metric is ", all.shape(), " for ", n, " rows of k");
-  const GradientMetric g = gradient_metric(all, counted(n));
-  const Tensor f = fold(all, counted(n), {}).lost, k2f = la::product(g.k2, f);
-  const Tensor f22f = la::product(f.transpose(0, 1), la::product(g.two_two, f));
-  const auto gd = [&](int64_t i) {  // a diagonal entry of Gd
-    const int64_t at = i * (n + 1);
-    return g.kk.data<double>()[at] - 2 * k2f.data<double>()[at] + f22f.data<double>()[at];
-  };
+  const Tensor metric = derope_metric(all);
+  const auto gd = [&](int64_t i) { return metric.data<double>()[i * (n + 1)]; };
   const Tensor wc_nD = la::product(wk_nD, covariance_DD);
   const double *w = wk_nD.data<double>(), *wc = wc_nD.data<double>();
   Tensor losses_KF = Tensor::empty({K, F}, DType::f64);

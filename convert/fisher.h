@@ -55,9 +55,11 @@ KeyFold fold(const Tensor& g, const std::vector<int64_t>& lost, const std::vecto
 // with orthonormal columns: k becomes (lift z, F k_n) and z += W k_n. F f64 [n,n], W f64 [2P,n].
 KeyFold fold(const Tensor& g, const Tensor& lift_n2P);
 
-// f64 [K,F]: what the loss pays for taking the rotation from pair j of head kappa. Gd = G_kk - G_k2 F - F^T
-// G_2k + F^T G_22 F is the metric, F the fold of all rows; the pair's rows of W_k are one complex row w = a +
-// i b, and the loss (Gd_aa + Gd_bb) (a C a^T + b C b^T).
+// Gd = G_kk - G_k2 F - F^T G_2k + F^T G_22 F [n,n], F the fold of all rows: what the loss pays for taking the
+// rotation from a change of k.
+Tensor derope_metric(const Tensor& g);
+// f64 [K,F]: for taking it from pair j of head kappa. The pair's rows of W_k are one complex row w = a + i b,
+// and the loss (Gd_aa + Gd_bb) (a C a^T + b C b^T).
 Tensor derope_losses(const Tensor& g, const Tensor& covariance_DD, const Tensor& wk_nD, int64_t K);
 
 }  // namespace llatte

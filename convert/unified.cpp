@@ -1,10 +1,9 @@
-// Channels, planes and latents of a layer; and how many of each every layer gets.
+// Planes and latents of a layer; and how many of each every layer gets.
 #include "convert/unified.h"
 #include <algorithm>
 #include <cmath>
-#include <complex>
 #include <numeric>
-#include "convert/low_rank.h"
+#include "convert/hla_metric.h"
 #include "tensor/linalg.h"
 
 namespace llatte {
@@ -12,13 +11,8 @@ namespace {
 
 namespace la = linalg;
 
-constexpr double kPlaneFloor = 1e-4;       // eigenvalues of Gd_j, as a share of the largest over all pairs
-constexpr double kCovarianceFloor = 1e-9;  // of C, for its root
+constexpr double kCovarianceFloor = 1e-9;  // of C's eigenvalues, for its root
 constexpr int64_t kBisections = 60;
-
-struct Complex {
-  Tensor re, im;
-};
 
 Tensor sum_of(const Tensor& a, double factor, const Tensor& b) {
   Tensor y = a.clone();
@@ -26,99 +20,26 @@ Tensor sum_of(const Tensor& a, double factor, const Tensor& b) {
   return y;
 }
 
-Complex product(const Complex& a, const Complex& b) {
-  return {sum_of(la::product(a.re, b.re), -1, la::product(a.im, b.im)),
-          sum_of(la::product(a.re, b.im), 1, la::product(a.im, b.re))};
+// 1/2 tr(Y^T G Y C).
+double half_form(const Tensor& g, const Tensor& y, const Tensor& c) {
+  const Tensor gy = la::product(g, y), yc = la::product(y, c);
+  return std::inner_product(gy.data<double>(), gy.data<double>() + gy.numel(), yc.data<double>(), 0.0) / 2;
 }
 
-Complex adjoint(const Complex& a) {
-  Tensor im = la::transposed(a.im);
-  for (int64_t i = 0; i < im.numel(); ++i) im.data<double>()[i] *= -1;
-  return {la::transposed(a.re), im};
-}
-
-Tensor identity(int64_t n) { return la::add_to_diagonal(Tensor::zeros({n, n}, DType::f64), 1); }
-
-// sum of a_ij b_ij.
-double inner(const Tensor& a, const Tensor& b) {
-  return std::inner_product(a.data<double>(), a.data<double>() + a.numel(), b.data<double>(), 0.0);
-}
-
-// M of pair j, [K,K]: E[y y^H] of y = (dim j) + i (dim j + F) of every kv head, for a = E[k k^T] [n,n].
-Complex pair_block(const Tensor& a_nn, int64_t j, int64_t K) {
-  const int64_t n = a_nn.size(0), E = n / K, F = E / 2;
-  Complex m{Tensor::empty({K, K}, DType::f64), Tensor::empty({K, K}, DType::f64)};
-  const auto at = [&](int64_t row, int64_t column) { return a_nn.data<double>()[row * n + column]; };
-  for (int64_t r = 0; r < K; ++r)
-    for (int64_t c = 0; c < K; ++c) {
-      const int64_t re_r = r * E + j, re_c = c * E + j;
-      m.re.data<double>()[r * K + c] = at(re_r, re_c) + at(re_r + F, re_c + F);
-      m.im.data<double>()[r * K + c] = at(re_r + F, re_c) - at(re_r, re_c + F);
-    }
-  return m;
-}
-
-// U f(e) U^H.
-template <class F>
-Complex function_of(const la::EighComplex& e, F f) {
-  Tensor s = e.values.clone();
-  for (int64_t i = 0; i < s.numel(); ++i) s.data<double>()[i] = f(s.data<double>()[i]);
-  const Complex u{e.re, e.im};
-  return product({la::scaled_columns(e.re, s), la::scaled_columns(e.im, s)}, adjoint(u));
-}
-
-// Gd = G_kk - G_k2 F - F^T G_2k + F^T G_22 F, F the fold of all rows.
-Tensor derope_metric(const GradientMetric& m, const Tensor& fold) {
-  const Tensor k2f = la::product(m.k2, fold);
-  const Tensor once = sum_of(m.kk, -1, k2f), twice = sum_of(once, -1, la::transposed(k2f));
-  return sum_of(twice, 1, la::product(fold.transpose(0, 1), la::product(m.two_two, fold)));
-}
-
-// Complex thin QR of the first `count` columns of a [K,C], by Gram-Schmidt, taken twice for accuracy.
-Complex orthonormal(const Complex& a, int64_t count) {
-  using C = std::complex<double>;
-  const int64_t K = a.re.size(0), columns = a.re.size(1);
-  std::vector<std::vector<C>> q;
-  for (int64_t c = 0; c < count; ++c) {
-    std::vector<C> x(static_cast<size_t>(K));
-    for (int64_t k = 0; k < K; ++k)
-      x[static_cast<size_t>(k)] = {a.re.data<double>()[k * columns + c],
-                                   a.im.data<double>()[k * columns + c]};
-    for (size_t i = 0; i < 2 * q.size(); ++i) {
-      const auto& y = q[i % q.size()];
-      C dot = 0;
-      for (size_t k = 0; k < x.size(); ++k) dot += std::conj(y[k]) * x[k];
-      for (size_t k = 0; k < x.size(); ++k) x[k] -= dot * y[k];
-    }
-    double squares = 0;
-    for (const C& v : x) squares += std::norm(v);
-    for (C& v : x) v /= std::sqrt(squares);
-    q.push_back(x);
-  }
-  Complex r{Tensor::empty({K, count}, DType::f64), Tensor::empty({K, count}, DType::f64)};
+// The lift as a dense matrix [n,2P]: plane p of pair j is columns p and P + p, and lifts to A_k (x + i y) in
+// the pair's two dims of every head k.
+Tensor dense_lift(const Complex& lift_KP, const std::vector<int32_t>& pair, int64_t E) {
+  const int64_t K = lift_KP.re.size(0), P = lift_KP.re.size(1);
+  Tensor dense = Tensor::zeros({K * E, 2 * P}, DType::f64);
   for (int64_t k = 0; k < K; ++k)
-    for (int64_t c = 0; c < count; ++c) {
-      const C v = q[static_cast<size_t>(c)][static_cast<size_t>(k)];
-      r.re.data<double>()[k * count + c] = v.real(), r.im.data<double>()[k * count + c] = v.imag();
+    for (int64_t p = 0; p < P; ++p) {
+      const double re = lift_KP.re.data<double>()[k * P + p], im = lift_KP.im.data<double>()[k * P + p];
+      double* top = dense.data<double>() + (k * E + pair[static_cast<size_t>(p)]) * 2 * P;
+      double* bottom = top + E / 2 * 2 * P;
+      top[p] = re, top[P + p] = -im;
+      bottom[p] = im, bottom[P + p] = re;
     }
-  return r;
-}
-
-// Plane p of P, of pair j, lifts to a_k (x + i y) in the pair's two dims of every head k: columns p and P + p
-// of the dense lift [n,2P].
-void set_lift(Tensor& lift_n2P, const Complex& a, int64_t column, int64_t p, int64_t j, int64_t E) {
-  const int64_t K = a.re.size(0), P = lift_n2P.size(1) / 2;
-  for (int64_t k = 0; k < K; ++k) {
-    const double re = a.re.data<double>()[k * a.re.size(1) + column],
-                 im = a.im.data<double>()[k * a.re.size(1) + column];
-    double *top = lift_n2P.data<double>() + (k * E + j) * 2 * P, *bottom = top + E / 2 * 2 * P;
-    top[p] = re, top[P + p] = -im;
-    bottom[p] = im, bottom[P + p] = re;
-  }
-}
-
-Tensor attention_weight(const Checkpoint& c, int64_t l, const std::string& name) {
-  return c.read(str("model.layers.", l, ".self_attn.", name), DType::f64);
+  return dense;
 }
 
 // up += where the gain is largest; ranks at their most stay.
@@ -159,118 +80,73 @@ std::vector<int64_t> plane_grid(int64_t most) {
 }  // namespace
 
 UnifiedLayer::UnifiedLayer(const Checkpoint& source, const CalibrationFile& statistics, int64_t layer)
-    : K_(source.config.num_key_value_heads),
+    : D_(source.config.hidden_size),
+      K_(source.config.num_key_value_heads),
       E_(source.config.head_dim),
-      wk_nD_(attention_weight(source, layer, "k_proj.weight")),
-      wv_nD_(attention_weight(source, layer, "v_proj.weight")),
+      wk_(weight_and_bias(source, layer, "k_proj")),
+      wv_nD_(source.read(attention_name(layer, "v_proj.weight"), DType::f64)),
       g_(statistics.gradients(layer)),
-      covariance_(statistics.weighted_covariance(layer)),
-      covariance_root_(la::root_of(covariance_, kCovarianceFloor).root) {
-  if (source.config.qkv_bias) {
-    wk_bias_ = attention_weight(source, layer, "k_proj.bias").reshape({K_ * E_, 1});
-    wv_bias_ = attention_weight(source, layer, "v_proj.bias");
-  }
+      key_covariance_(statistics.weighted_covariance(layer, source.config.qkv_bias)),
+      covariance_DD_(statistics.weighted_covariance(layer)),
+      root_DD_(la::root_of(covariance_DD_, kCovarianceFloor).root) {
+  if (source.config.qkv_bias) v_bias_ = source.read(attention_name(layer, "v_proj.bias"), DType::f64);
   std::vector<int64_t> rows(static_cast<size_t>(K_ * E_));
   std::iota(rows.begin(), rows.end(), 0);
   metric_ = gradient_metric(g_, rows);
-  wcw_nn_ = la::product(la::product(wk_nD_, covariance_), wk_nD_.transpose(0, 1));
-  const Tensor v_nD = la::product(wv_nD_, covariance_root_);
+  const Tensor v_nD = la::product(wv_nD_, root_DD_);
   values_DD_ = la::product(v_nD.transpose(0, 1), la::product(metric_.vv, v_nD));
-  make_channels();
-}
-
-void UnifiedLayer::make_channels() {
-  const Tensor none = Tensor::zeros({K_ * E_, 0}, DType::f64);
-  const Tensor gd_nn = derope_metric(metric_, fold(g_, none).lost);
-  std::vector<la::EighComplex> metrics;
-  double largest = 0;
-  for (int64_t j = 0; j < E_ / 2; ++j) {
-    const Complex gd_j = pair_block(gd_nn, j, K_);
-    metrics.push_back(la::eigh(gd_j.re, gd_j.im));
-    largest = std::max(largest, metrics.back().values.data<double>()[0]);
-  }
-  const auto raised = [&](double x) { return std::max(x, kPlaneFloor * largest); };
-  for (int64_t j = 0; j < E_ / 2; ++j) {
-    const la::EighComplex& e = metrics[static_cast<size_t>(j)];
-    const Complex T = function_of(e, [&](double x) { return std::sqrt(raised(x)); });
-    const Complex inverse = function_of(e, [&](double x) { return 1 / std::sqrt(raised(x)); });
-    const Complex m = product(product(T, pair_block(wcw_nn_, j, K_)), T);
-    const la::EighComplex u = la::eigh(m.re, m.im);
-    const Complex a = product(inverse, {u.re, u.im}), tu = product(T, {u.re, u.im});
-    pairs_.push_back({a.re, a.im, tu.re, tu.im});
-    for (const double lam : u.values.to_vector<double>()) channels_.push_back({lam, static_cast<int32_t>(j)});
-  }
-  std::stable_sort(channels_.begin(), channels_.end(), [](auto& a, auto& b) { return a.lam > b.lam; });
+  factors_ = factor_pairs(wk_, E_ / 2, K_, {key_covariance_, derope_metric(g_)});
+  std::vector<std::pair<double, int32_t>> worth;
+  for (size_t j = 0; j < factors_.size(); ++j)
+    for (const double e : factors_[j].eigenvalues) worth.push_back({e, static_cast<int32_t>(j)});
+  std::stable_sort(worth.begin(), worth.end(), [](auto& a, auto& b) { return a.first > b.first; });
+  for (const auto& [e, pair] : worth) by_worth_.push_back(pair);
 }
 
 Planes UnifiedLayer::planes(int64_t P) const {
-  Planes planes;
-  for (int64_t p = 0; p < P; ++p) planes.pair.push_back(channels_.at(static_cast<size_t>(p)).pair);
+  Planes planes{{by_worth_.begin(), by_worth_.begin() + P}, {}};
   std::sort(planes.pair.begin(), planes.pair.end());
   planes.block.assign(planes.pair.size(), 0);
   return planes;
 }
 
-UnifiedLayer::KeyMaps UnifiedLayer::key_maps(const std::vector<int32_t>& pairs) const {
-  const int64_t n = K_ * E_, P = static_cast<int64_t>(pairs.size());
-  const auto zeros = [](int64_t rows, int64_t columns) { return Tensor::zeros({rows, columns}, DType::f64); };
-  KeyMaps m{zeros(K_, P), zeros(K_, P), zeros(n, 2 * P), {}, {}};
-  Tensor a_n2P = zeros(n, 2 * P), tu_n2P = zeros(n, 2 * P);
-  for (int64_t first = 0, p = 0; p < P; first = p) {
-    const int64_t j = pairs[static_cast<size_t>(p)];
-    while (p < P && pairs[static_cast<size_t>(p)] == j) ++p;
-    LLATTE_CHECK(p - first <= K_, "unified: ", p - first, " planes of pair ", j, "; ", K_,
-                 " kv heads have no more than ", K_);
-    const PairFactors& f = pairs_.at(static_cast<size_t>(j));
-    const Complex q = orthonormal({f.a_re, f.a_im}, p - first);
-    for (int64_t i = first; i < p; ++i) {
-      set_lift(m.lift_n2P, q, i - first, i, j, E_);
-      set_lift(a_n2P, {f.a_re, f.a_im}, i - first, i, j, E_);
-      set_lift(tu_n2P, {f.tu_re, f.tu_im}, i - first, i, j, E_);
-    }
-    m.a_re_KP.slice(1, first, p).copy_from(q.re), m.a_im_KP.slice(1, first, p).copy_from(q.im);
-  }
-  // lift z = A (T U)^H k, and lift^T lift = I.
-  const Tensor rotated_nn = la::product(a_n2P, tu_n2P.transpose(0, 1));
-  const Tensor lost_nn = sum_of(identity(n), -1, rotated_nn);
-  m.planes_2Pn = la::product(m.lift_n2P.transpose(0, 1), rotated_nn);
-  const KeyFold f = fold(g_, m.lift_n2P);
-  m.unrotated_nn = la::product(f.lost, lost_nn);
-  if (P > 0) m.planes_2Pn = sum_of(m.planes_2Pn, 1, la::product(f.kept, lost_nn));
-  return m;
+UnifiedLayer::Keys UnifiedLayer::keys(const Planes& planes) const {
+  Keys k{plane_weights(factors_, planes, E_ / 2, true), {}, {}};
+  k.lift_n2P = dense_lift(k.planes.lift_gP, planes.pair, E_);
+  const Tensor lost_nD = sum_of(wk_, -1, la::product(k.lift_n2P, k.planes.down_2PD));
+  const KeyFold f = fold(g_, k.lift_n2P);
+  k.unrotated_nD = la::product(f.lost, lost_nD);
+  if (planes.count() > 0) k.planes.down_2PD = sum_of(k.planes.down_2PD, 1, la::product(f.kept, lost_nD));
+  return k;
 }
 
 std::vector<double> UnifiedLayer::losses(int64_t P) const {
-  const KeyMaps m = key_maps(planes(P).pair);
+  const Keys k = keys(planes(P));
   const int64_t n = K_ * E_;
-  // Y W_k is what becomes of the rotated and of the unrotated keys: 1/2 tr(Y^T G Y W_k C W_k^T).
-  const Tensor y = stacked(sum_of(la::product(m.lift_n2P, m.planes_2Pn), -1, identity(n)), m.unrotated_nn);
-  const Tensor g = g_.slice(0, 0, 2 * n).slice(1, 0, 2 * n);
-  const double derope = inner(la::product(g, y), la::product(y, wcw_nn_)) / 2;
-  const Tensor k_nD = la::product(m.unrotated_nn, la::product(wk_nD_, covariance_root_));
+  const Tensor change = sum_of(la::product(k.lift_n2P, k.planes.down_2PD), -1, wk_);
+  const double derope = half_form(g_.slice(0, 0, 2 * n).slice(1, 0, 2 * n), stacked(change, k.unrotated_nD),
+                                  key_covariance_);
+  const Tensor u_nD = la::product(k.unrotated_nD.slice(1, 0, D_), root_DD_);
   const Tensor all =
-      sum_of(values_DD_, 1, la::product(k_nD.transpose(0, 1), la::product(metric_.two_two, k_nD)));
+      sum_of(values_DD_, 1, la::product(u_nD.transpose(0, 1), la::product(metric_.two_two, u_nD)));
   const std::vector<double> e = la::eigh(all).values.to_vector<double>();
-  const size_t most = static_cast<size_t>(std::min(2 * n, all.size(0)));
+  const auto most = static_cast<size_t>(std::min(2 * n, D_));
   std::vector<double> by_rank(most + 1, derope);
   for (size_t R = most; R-- > 0;) by_rank[R] = by_rank[R + 1] + std::max(e[R], 0.0) / 2;
   return by_rank;
 }
 
-std::map<std::string, Tensor> UnifiedLayer::weights(const std::vector<int32_t>& pairs, int64_t R,
-                                                    bool balanced) const {
-  const KeyMaps m = key_maps(pairs);
-  const LatentFactors f = factor_latents(SvdMethod::joint, la::product(m.unrotated_nn, wk_nD_), wv_nD_, R,
-                                         {covariance_, metric_.two_two, metric_.vv}, balanced);
-  std::map<std::string, Tensor> w{
-      {"W_down_k.weight", f.down_k}, {"W_up_k.weight", f.up_k}, {"W_up_v.weight", f.up_v}};
-  if (!pairs.empty()) {
-    w["W_k_r.weight"] = la::product(m.planes_2Pn, wk_nD_);
-    w["A_k_re"] = m.a_re_KP, w["A_k_im"] = m.a_im_KP;
-  }
-  if (!wk_bias_.defined()) return w;
-  if (!pairs.empty()) w["W_k_r.bias"] = la::product(m.planes_2Pn, wk_bias_).reshape({-1});
-  w["W_up_k.bias"] = la::product(m.unrotated_nn, wk_bias_).reshape({-1}), w["W_up_v.bias"] = wv_bias_;
+LayerWeights UnifiedLayer::weights(const Planes& planes, int64_t R, bool balanced, LayerError& error) const {
+  const Keys k = keys(planes);
+  const LatentFactors f =
+      factor_latents(SvdMethod::joint, k.unrotated_nD.slice(1, 0, D_).clone(), wv_nD_, R,
+                     {covariance_DD_, metric_.two_two, metric_.vv}, balanced);
+  error = {f.error, f.total};
+  LayerWeights w;
+  put_planes(k.planes, D_, "W_k_r", "A_k", w);
+  put(w, "W_down_k.weight", f.down_k), put(w, "W_up_k.weight", f.up_k), put(w, "W_up_v.weight", f.up_v);
+  if (!v_bias_.defined()) return w;
+  w["W_up_k.bias"] = k.unrotated_nD.slice(1, D_, D_ + 1).clone().reshape({-1}), w["W_up_v.bias"] = v_bias_;
   return w;
 }
 
@@ -297,30 +173,36 @@ std::vector<UnifiedSize> allocate_unified(const std::vector<LossTable>& losses, 
   return sizes;
 }
 
-std::vector<HlaLayer> unified_layers(const Checkpoint& source, int64_t cache_values,
-                                     const std::string& calibration, double* predicted) {
+HlaConfig unified_config(const Checkpoint& source, const ConversionSettings& s) {
   const LlamaConfig& c = source.config;
   const int64_t whole = 2 * c.num_key_value_heads * c.head_dim;
-  LLATTE_CHECK(0 < cache_values && cache_values < whole, "unified: ", cache_values,
-               " cached values per token and layer; this model takes 1 to ", whole - 1);
-  const CalibrationFile statistics(calibration, c);
+  const int64_t values =
+      s.hla->cache_values.value_or(static_cast<int64_t>(s.hla->cache * static_cast<double>(whole) + 1e-9));
+  LLATTE_CHECK(0 < values && values < whole, "HLA.cache_values is ", values, ", this model takes 1 to ",
+               whole - 1);
+  LLATTE_CHECK(s.metric == Metric::fisher, "HLA.rope unified weighs planes and ranks by what the loss pays ",
+               "for them; it needs HLA.metric=fisher, not ", name(s.metric));
+  const CalibrationFile statistics(s.calibration, c);
   std::vector<std::map<int64_t, Planes>> planes;
   std::vector<LossTable> losses;
   for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
     const UnifiedLayer layer(source, statistics, l);
     planes.emplace_back(), losses.emplace_back();
-    for (const int64_t P : plane_grid(std::min(cache_values, layer.most_planes())))
+    for (const int64_t P : plane_grid(std::min(values, layer.most_planes())))
       losses.back()[P] = layer.losses(P), planes.back()[P] = layer.planes(P);
   }
-  const auto sizes = allocate_unified(losses, cache_values * c.num_hidden_layers);
-  std::vector<HlaLayer> chosen;
-  double sum = 0;
-  for (size_t l = 0; l < sizes.size(); ++l) {
-    chosen.push_back({planes[l].at(sizes[l].planes), {}, 0, sizes[l].rank, sizes[l].rank});
-    sum += losses[l].at(sizes[l].planes)[static_cast<size_t>(sizes[l].rank)];
-  }
-  if (predicted) *predicted = sum;
-  return chosen;
+  HlaConfig h{HlaRope::unified, 0, 0, {}};
+  const auto sizes = allocate_unified(losses, values * c.num_hidden_layers);
+  for (size_t l = 0; l < sizes.size(); ++l)
+    h.layers.push_back({planes[l].at(sizes[l].planes), {}, 0, sizes[l].rank, sizes[l].rank});
+  return h;
+}
+
+LayerWeights unified_weights(const Checkpoint& source, const ConversionPlan& plan, int64_t layer,
+                             LayerError& error) {
+  const UnifiedLayer from(source, CalibrationFile(plan.settings.calibration, source.config), layer);
+  const HlaLayer& l = plan.config.hla->layers[static_cast<size_t>(layer)];
+  return from.weights(l.k, l.rank_k, plan.settings.balanced(), error);
 }
 
 }  // namespace llatte
