@@ -4,6 +4,7 @@
 #include "convert/hla.h"
 #include "convert/mla.h"
 #include "convert/refit.h"
+#include "convert/unified.h"
 
 namespace llatte {
 namespace {
@@ -34,6 +35,13 @@ Checkpoint with_outputs(const Checkpoint& checkpoint, const std::vector<Tensor>&
     return part == "o_proj.weight" ? outputs[static_cast<size_t>(layer)].to(t).clone() : read(name, t);
   };
   return c;
+}
+
+LayerWeights layer_weights(const Checkpoint& source, const ConversionPlan& plan, int64_t l,
+                           LayerError& error) {
+  if (!plan.config.hla) return mla_weights(source, plan, l, error);
+  if (plan.config.hla->rope == HlaRope::unified) return unified_weights(source, plan, l, error);
+  return hla_weights(source, plan, l, error);
 }
 
 }  // namespace
@@ -70,8 +78,7 @@ Checkpoint convert_attention(const Checkpoint& source, const ConversionPlan& pla
   if (errors) errors->assign(static_cast<size_t>(plan.config.num_hidden_layers), {});
   const Checkpoint result = with_attention(source, plan.config, [=](int64_t l) {
     LayerError error;
-    LayerWeights w =
-        plan.config.hla ? hla_weights(source, plan, l, error) : mla_weights(source, plan, l, error);
+    LayerWeights w = layer_weights(source, plan, l, error);
     if (errors) errors->at(static_cast<size_t>(l)) = error;
     return w;
   });

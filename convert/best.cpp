@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include "convert/fisher.h"
 #include "convert/low_rank.h"
 #include "convert/mla.h"
+#include "convert/unified.h"
 #include "tensor/linalg.h"
 
 namespace llatte {
@@ -24,9 +26,8 @@ void add_rows(const Tensor& x, const std::vector<int64_t>& at, double factor, in
       y.data<double>()[(first + row) * D + d] += factor * x.data<double>()[row * D + d];
 }
 
-// Y of a layer, [3n,D].
-Tensor change_of(const Checkpoint& source, const Checkpoint& changed, int64_t l,
-                 const std::vector<std::vector<int32_t>>& pairs) {
+// Y of a layer of MLA, [3n,D].
+Tensor change_of_mla(const Checkpoint& source, const Checkpoint& changed, int64_t l, const KeptHeads& pairs) {
   const Tensor k = attention_weight(source, l, "k_proj"), v = attention_weight(source, l, "v_proj");
   const Tensor new_k = attention_weight(changed, l, "k_proj"), new_v = attention_weight(changed, l, "v_proj");
   const int64_t n = k.size(0), E = source.config.head_dim;
@@ -37,6 +38,26 @@ Tensor change_of(const Checkpoint& source, const Checkpoint& changed, int64_t l,
   add_rows(k, all, -1, 0, y), add_rows(new_k, kept, 1, 0, y);
   add_rows(new_k, lost, 1, n, y);
   add_rows(v, all, -1, 2 * n, y), add_rows(new_v, all, 1, 2 * n, y);
+  return y;
+}
+
+// Y of a layer of HLA's mode unified.
+Tensor change_of_unified(const Checkpoint& source, const Checkpoint& changed, int64_t l) {
+  const Tensor k = attention_weight(source, l, "k_proj"), v = attention_weight(source, l, "v_proj");
+  const int64_t n = k.size(0);
+  std::vector<int64_t> all(static_cast<size_t>(n));
+  std::iota(all.begin(), all.end(), 0);
+  Tensor y = Tensor::zeros({3 * n, k.size(1)}, DType::f64);
+  const Planes& planes = changed.config.hla->layers[static_cast<size_t>(l)].k;
+  if (planes.count() > 0) {
+    const auto lift = [&](const char* part) { return changed.read(attention_name(l, part), DType::f64); };
+    const Tensor dense = dense_lift({lift("A_k_re"), lift("A_k_im")}, planes.pair, source.config.head_dim);
+    add_rows(la::product(dense, attention_weight(changed, l, "W_k_r")), all, 1, 0, y);
+  }
+  const Tensor down = attention_weight(changed, l, "W_down_k");
+  add_rows(la::product(attention_weight(changed, l, "W_up_k"), down), all, 1, n, y);
+  add_rows(la::product(attention_weight(changed, l, "W_up_v"), down), all, 1, 2 * n, y);
+  add_rows(k, all, -1, 0, y), add_rows(v, all, -1, 2 * n, y);
   return y;
 }
 
@@ -59,11 +80,15 @@ ConversionSettings settings_for(int64_t pairs, int64_t low_rank, const std::stri
 double predicted_loss(const Checkpoint& source, const ConversionPlan& plan) {
   ConversionPlan factors = plan;
   factors.settings.refit_o = false;
-  const Checkpoint changed = lifted(convert_attention(source, factors));
+  const std::optional<HlaConfig>& hla = plan.config.hla;
+  LLATTE_CHECK(!hla || hla->rope == HlaRope::unified, "convert: no loss is predicted for HLA.rope ",
+               hla ? name(hla->rope) : "", "; have unified");
+  const Checkpoint latent = convert_attention(source, factors), changed = hla ? latent : lifted(latent);
   const CalibrationFile statistics(plan.settings.calibration, source.config);
   double loss = 0;
   for (int64_t l = 0; l < source.config.num_hidden_layers; ++l) {
-    const Tensor y = change_of(source, changed, l, plan.config.mla->kept[static_cast<size_t>(l)]);
+    const Tensor y = hla ? change_of_unified(source, changed, l)
+                         : change_of_mla(source, changed, l, plan.config.mla->kept[static_cast<size_t>(l)]);
     loss += product_sum(la::product(statistics.gradients(l), y),
                         la::product(y, statistics.weighted_covariance(l))) /
             2;
@@ -90,6 +115,29 @@ ConversionSettings best_mla(const Checkpoint& source, int64_t cache_values, cons
   const int64_t step = loss(pairs + 1) < loss(pairs) ? 1 : -1;
   while (loss(pairs + step) < loss(pairs)) pairs += step;
   return settings_for(pairs, per_head - 2 * pairs, calibration);
+}
+
+ConversionSettings best_hla(int64_t cache_values, const std::string& calibration) {
+  ConversionSettings s;
+  s.hla.emplace();
+  s.hla->rope = HlaRope::unified, s.hla->cache_values = cache_values;
+  s.metric = Metric::fisher, s.calibration = calibration, s.refit_o = true;
+  return s;
+}
+
+BestPlan best_plan(const Checkpoint& source, const std::string& which, int64_t cache_values,
+                   const std::string& calibration) {
+  std::vector<ConversionSettings> candidates;
+  if (which != "mla") candidates.push_back(best_hla(cache_values, calibration));
+  const bool no_mla = which == "any" && cache_values < 3 * source.config.num_key_value_heads;
+  if (which != "hla" && !no_mla) candidates.push_back(best_mla(source, cache_values, calibration));
+  BestPlan best{{}, HUGE_VAL};
+  for (const ConversionSettings& s : candidates) {
+    const ConversionPlan plan = make_plan(source, s);
+    const double loss = predicted_loss(source, plan);
+    if (loss < best.predicted_loss) best = {plan, loss};
+  }
+  return best;
 }
 
 }  // namespace llatte

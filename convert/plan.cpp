@@ -7,6 +7,7 @@
 #include "convert/hla.h"
 #include "convert/low_rank.h"
 #include "convert/mla.h"
+#include "convert/unified.h"
 #include "data/files.h"
 #include "data/json.h"
 #include "models/hla_config.h"
@@ -158,6 +159,13 @@ LlamaConfig with_hla(LlamaConfig c, HlaConfig hla) {
   return c;
 }
 
+ConversionPlan hla_plan(const Checkpoint& source, ConversionSettings s) {
+  const bool unified = s.hla->rope == HlaRope::unified;
+  if (unified) s.hla->factor_q = false;
+  HlaConfig hla = unified ? unified_config(source, s) : hla_config(source, s);
+  return {s, with_hla(source.config, std::move(hla))};
+}
+
 // 1 for a pair that is kept: scores that choose it again.
 Tensor scores_of(const KeptPairs& kept, int64_t F) {
   const auto L = static_cast<int64_t>(kept.size()), K = static_cast<int64_t>(kept.front().size());
@@ -202,7 +210,7 @@ std::vector<std::string> words_from_json(const nlohmann::json& plan, const std::
 
 ConversionPlan make_plan(const Checkpoint& source, const ConversionSettings& s) {
   check_source(source, s);
-  if (s.hla) return {s, with_hla(source.config, hla_config(source, s))};
+  if (s.hla) return hla_plan(source, s);
   LlamaConfig c = converted_config(source.config, s);
   if (is_latent(c)) check_rank(c);
   c.mla->scores = scores_for(source, s, c.num_key_value_heads);

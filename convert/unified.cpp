@@ -20,26 +20,12 @@ Tensor sum_of(const Tensor& a, double factor, const Tensor& b) {
   return y;
 }
 
+Tensor last_column(const Tensor& a) { return a.slice(1, a.size(1) - 1, a.size(1)).clone().reshape({-1}); }
+
 // 1/2 tr(Y^T G Y C).
 double half_form(const Tensor& g, const Tensor& y, const Tensor& c) {
   const Tensor gy = la::product(g, y), yc = la::product(y, c);
   return std::inner_product(gy.data<double>(), gy.data<double>() + gy.numel(), yc.data<double>(), 0.0) / 2;
-}
-
-// The lift as a dense matrix [n,2P]: plane p of pair j is columns p and P + p, and lifts to A_k (x + i y) in
-// the pair's two dims of every head k.
-Tensor dense_lift(const Complex& lift_KP, const std::vector<int32_t>& pair, int64_t E) {
-  const int64_t K = lift_KP.re.size(0), P = lift_KP.re.size(1);
-  Tensor dense = Tensor::zeros({K * E, 2 * P}, DType::f64);
-  for (int64_t k = 0; k < K; ++k)
-    for (int64_t p = 0; p < P; ++p) {
-      const double re = lift_KP.re.data<double>()[k * P + p], im = lift_KP.im.data<double>()[k * P + p];
-      double* top = dense.data<double>() + (k * E + pair[static_cast<size_t>(p)]) * 2 * P;
-      double* bottom = top + E / 2 * 2 * P;
-      top[p] = re, top[P + p] = -im;
-      bottom[p] = im, bottom[P + p] = re;
-    }
-  return dense;
 }
 
 // up += where the gain is largest; ranks at their most stay.
@@ -58,13 +44,18 @@ void add_ranks(const std::vector<LossTable>& losses, int64_t left, std::vector<U
   }
 }
 
-UnifiedSize cheapest(const LossTable& losses, double mu) {
+// Ranks of P planes that may be chosen: from here to the end of the table.
+size_t first_rank(int64_t P, int64_t least, size_t size) {
+  return std::min(static_cast<size_t>(std::max<int64_t>(1, least - 2 * P)), size - 1);
+}
+
+UnifiedSize cheapest(const LossTable& losses, double mu, int64_t least) {
   UnifiedSize best;
-  double least = HUGE_VAL;
+  double lowest = HUGE_VAL;
   for (const auto& [P, by_rank] : losses)
-    for (size_t R = 1; R < by_rank.size(); ++R) {
+    for (size_t R = first_rank(P, least, by_rank.size()); R < by_rank.size(); ++R) {
       const double cost = by_rank[R] + mu * static_cast<double>(2 * P + static_cast<int64_t>(R));
-      if (cost < least) least = cost, best = {P, static_cast<int64_t>(R)};
+      if (cost < lowest) lowest = cost, best = {P, static_cast<int64_t>(R)};
     }
   return best;
 }
@@ -77,7 +68,34 @@ std::vector<int64_t> plane_grid(int64_t most) {
   return grid;
 }
 
+void check_settings(const LlamaConfig& c, const ConversionSettings& s) {
+  const HlaSettings& h = *s.hla;
+  LLATTE_CHECK(s.metric == Metric::fisher, "HLA.rope unified weighs planes and ranks by what the loss pays ",
+               "for them; it needs HLA.metric=fisher, not ", name(s.metric));
+  LLATTE_CHECK(
+      !h.rank_q && !h.rank_k && !h.rank_v && h.head_block == 0,
+      "HLA.rope unified chooses its own ranks, for planes that all heads share and a whole q: leave ",
+      "HLA.rank_q, rank_k, rank_v and head_block out");
+  LLATTE_CHECK(!c.qk_norm,
+               "HLA.rope unified: the q/k norms of this model (Qwen3) stand between a latent and ",
+               "its rotation; use a model without them");
+}
+
 }  // namespace
+
+Tensor dense_lift(const Complex& lift_KP, const std::vector<int32_t>& pair, int64_t E) {
+  const int64_t K = lift_KP.re.size(0), P = lift_KP.re.size(1);
+  Tensor dense = Tensor::zeros({K * E, 2 * P}, DType::f64);
+  for (int64_t k = 0; k < K; ++k)
+    for (int64_t p = 0; p < P; ++p) {
+      const double re = lift_KP.re.data<double>()[k * P + p], im = lift_KP.im.data<double>()[k * P + p];
+      double* top = dense.data<double>() + (k * E + pair[static_cast<size_t>(p)]) * 2 * P;
+      double* bottom = top + E / 2 * 2 * P;
+      top[p] = re, top[P + p] = -im;
+      bottom[p] = im, bottom[P + p] = re;
+    }
+  return dense;
+}
 
 UnifiedLayer::UnifiedLayer(const Checkpoint& source, const CalibrationFile& statistics, int64_t layer)
     : D_(source.config.hidden_size),
@@ -124,8 +142,8 @@ std::vector<double> UnifiedLayer::losses(int64_t P) const {
   const Keys k = keys(planes(P));
   const int64_t n = K_ * E_;
   const Tensor change = sum_of(la::product(k.lift_n2P, k.planes.down_2PD), -1, wk_);
-  const double derope = half_form(g_.slice(0, 0, 2 * n).slice(1, 0, 2 * n), stacked(change, k.unrotated_nD),
-                                  key_covariance_);
+  const double derope =
+      half_form(g_.slice(0, 0, 2 * n).slice(1, 0, 2 * n), stacked(change, k.unrotated_nD), key_covariance_);
   const Tensor u_nD = la::product(k.unrotated_nD.slice(1, 0, D_), root_DD_);
   const Tensor all =
       sum_of(values_DD_, 1, la::product(u_nD.transpose(0, 1), la::product(metric_.two_two, u_nD)));
@@ -138,32 +156,33 @@ std::vector<double> UnifiedLayer::losses(int64_t P) const {
 
 LayerWeights UnifiedLayer::weights(const Planes& planes, int64_t R, bool balanced, LayerError& error) const {
   const Keys k = keys(planes);
-  const LatentFactors f =
-      factor_latents(SvdMethod::joint, k.unrotated_nD.slice(1, 0, D_).clone(), wv_nD_, R,
-                     {covariance_DD_, metric_.two_two, metric_.vv}, balanced);
+  const LatentFactors f = factor_latents(SvdMethod::joint, k.unrotated_nD.slice(1, 0, D_).clone(), wv_nD_, R,
+                                         {covariance_DD_, metric_.two_two, metric_.vv}, balanced);
   error = {f.error, f.total};
   LayerWeights w;
-  put_planes(k.planes, D_, "W_k_r", "A_k", w);
+  put(w, "A_k_re", k.planes.lift_gP.re), put(w, "A_k_im", k.planes.lift_gP.im);
+  put(w, "W_k_r.weight", k.planes.down_2PD.slice(1, 0, D_).clone());
   put(w, "W_down_k.weight", f.down_k), put(w, "W_up_k.weight", f.up_k), put(w, "W_up_v.weight", f.up_v);
   if (!v_bias_.defined()) return w;
-  w["W_up_k.bias"] = k.unrotated_nD.slice(1, D_, D_ + 1).clone().reshape({-1}), w["W_up_v.bias"] = v_bias_;
+  put(w, "W_k_r.bias", last_column(k.planes.down_2PD));
+  w["W_up_k.bias"] = last_column(k.unrotated_nD), w["W_up_v.bias"] = v_bias_;
   return w;
 }
 
-std::vector<UnifiedSize> allocate_unified(const std::vector<LossTable>& losses, int64_t total) {
+std::vector<UnifiedSize> allocate_unified(const std::vector<LossTable>& losses, int64_t total, int64_t least) {
   const auto L = static_cast<int64_t>(losses.size());
-  LLATTE_CHECK(total >= L, "unified: ", total, " cached values for ", L,
-               " layers; have at least one a layer");
+  LLATTE_CHECK(least >= 1 && total >= L * least, "unified: ", total, " cached values for ", L,
+               " layers; have at least ", std::max<int64_t>(1, least), " a layer");
   std::vector<UnifiedSize> sizes(losses.size());
   const auto cached = [&](double mu) {
     int64_t sum = 0;
-    for (size_t l = 0; l < losses.size(); ++l) sum += (sizes[l] = cheapest(losses[l], mu)).cached();
+    for (size_t l = 0; l < losses.size(); ++l) sum += (sizes[l] = cheapest(losses[l], mu, least)).cached();
     return sum;
   };
   double largest = 0;
   for (const LossTable& t : losses)
     for (const auto& [P, by_rank] : t) largest = std::max(largest, by_rank.front());
-  // At mu = `largest` no layer takes more than the one value it must have.
+  // At mu = 2 `largest` no layer takes more than it must.
   double low = std::log(1e-30 * largest), high = std::log(2 * largest);
   for (int64_t i = 0; i < kBisections; ++i) {
     const double middle = (low + high) / 2;
@@ -175,13 +194,12 @@ std::vector<UnifiedSize> allocate_unified(const std::vector<LossTable>& losses, 
 
 HlaConfig unified_config(const Checkpoint& source, const ConversionSettings& s) {
   const LlamaConfig& c = source.config;
+  check_settings(c, s);
   const int64_t whole = 2 * c.num_key_value_heads * c.head_dim;
   const int64_t values =
       s.hla->cache_values.value_or(static_cast<int64_t>(s.hla->cache * static_cast<double>(whole) + 1e-9));
   LLATTE_CHECK(0 < values && values < whole, "HLA.cache_values is ", values, ", this model takes 1 to ",
                whole - 1);
-  LLATTE_CHECK(s.metric == Metric::fisher, "HLA.rope unified weighs planes and ranks by what the loss pays ",
-               "for them; it needs HLA.metric=fisher, not ", name(s.metric));
   const CalibrationFile statistics(s.calibration, c);
   std::vector<std::map<int64_t, Planes>> planes;
   std::vector<LossTable> losses;
@@ -192,7 +210,7 @@ HlaConfig unified_config(const Checkpoint& source, const ConversionSettings& s) 
       losses.back()[P] = layer.losses(P), planes.back()[P] = layer.planes(P);
   }
   HlaConfig h{HlaRope::unified, 0, 0, {}};
-  const auto sizes = allocate_unified(losses, values * c.num_hidden_layers);
+  const auto sizes = allocate_unified(losses, values * c.num_hidden_layers, std::max<int64_t>(1, values / 2));
   for (size_t l = 0; l < sizes.size(); ++l)
     h.layers.push_back({planes[l].at(sizes[l].planes), {}, 0, sizes[l].rank, sizes[l].rank});
   return h;
