@@ -16,6 +16,7 @@ namespace {
 namespace la = linalg;
 
 constexpr int64_t kWindows = 64;
+constexpr int64_t kAlone = 4;    // windows whose tokens are seen alone too
 constexpr double kRidge = 1e-2;  // rho, as a share of the mean diagonal
 
 // Keeps the heads' outputs of the attention that runs.
@@ -71,20 +72,27 @@ Tensor weighted(const Tensor& x_BTn, const std::vector<float>& weights) {
   return y;
 }
 
-// The streams of one window.
+// The streams of one window, or of tokens alone (T = 1).
 struct Window {
   Tensor x_BTD, converted_BTD, heads;  // heads: (B,T,HE) of the converted model's layer
 };
 
-std::vector<Window> embedded(const Checkpoint& source, const Tensor& tokens_NT) {
+Window embedded(const Tensor& table_VD, const Tensor& tokens_BT) {
+  const int64_t B = tokens_BT.size(0), T = tokens_BT.size(1), D = table_VD.size(1);
+  Tensor x_ND = Tensor::empty({B * T, D}, DType::f32);
+  kernels::embedding_fwd(tokens_BT.contiguous().reshape({B * T}), table_VD, x_ND);
+  const Tensor x_BTD = x_ND.reshape({B, T, D});
+  return {x_BTD, x_BTD, {}};
+}
+
+// The windows, and of the first few every token as the first of a text.
+std::vector<Window> embedded_windows(const Checkpoint& source, const Tensor& tokens_NT) {
   const Tensor table_VD = source.read("model.embed_tokens.weight", DType::f32);
-  const int64_t T = tokens_NT.size(1), D = source.config.hidden_size;
   std::vector<Window> windows;
   for (int64_t n = 0; n < std::min(kWindows, tokens_NT.size(0)); ++n) {
-    Tensor x_TD = Tensor::empty({T, D}, DType::f32);
-    kernels::embedding_fwd(tokens_NT.slice(0, n, n + 1).contiguous().reshape({T}), table_VD, x_TD);
-    const Tensor x_BTD = x_TD.reshape({1, T, D});
-    windows.push_back({x_BTD, x_BTD, {}});
+    const Tensor tokens_1T = tokens_NT.slice(0, n, n + 1);
+    windows.push_back(embedded(table_VD, tokens_1T));
+    if (n < kAlone) windows.push_back(embedded(table_VD, tokens_1T.transpose(0, 1)));
   }
   return windows;
 }
@@ -102,14 +110,18 @@ Tensor solved(const Tensor& aa, const Tensor& at, const Tensor& wo_DA, double N)
 Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_t l, const RopeTable& rope,
                    const Tensor& pos_T, std::vector<Window>& windows) {
   const LlamaConfig& c = source.config;
-  const int64_t D = c.hidden_size, A = c.num_attention_heads * c.head_dim, T = pos_T.size(0);
+  const int64_t D = c.hidden_size, A = c.num_attention_heads * c.head_dim;
   const Block original = read_block(source, l), changed = read_block(converted, l);
   Tensor aa = Tensor::zeros({A, A}, DType::f64), at = Tensor::zeros({A, D}, DType::f64);
   HeadOutputs probe;
+  int64_t N = 0;
   for (Window& w : windows) {
-    const Var x_BTD = constant(w.x_BTD), y_BTD = original.attend(x_BTD, {rope, pos_T, l});
-    changed.attend(constant(w.converted_BTD), {rope, pos_T, l, nullptr, &probe});
-    w.heads = probe.seen.contiguous().reshape({1, T, A});
+    const int64_t B = w.x_BTD.size(0), T = w.x_BTD.size(1);
+    const Tensor pos = pos_T.slice(0, 0, T);
+    const Var x_BTD = constant(w.x_BTD), y_BTD = original.attend(x_BTD, {rope, pos, l});
+    changed.attend(constant(w.converted_BTD), {rope, pos, l, nullptr, &probe});
+    w.heads = probe.seen.contiguous().reshape({B, T, A});
+    N += B * T;
     const Var right_BTD = add(x_BTD, y_BTD);
     const std::vector<float> weights = weights_of(right_BTD.value);
     const Tensor a = weighted(w.heads, weights);
@@ -118,8 +130,7 @@ Tensor refit_layer(const Checkpoint& source, const Checkpoint& converted, int64_
     w.x_BTD = original.feed_forward(right_BTD).value;
   }
   const std::string name = str("model.layers.", l, ".self_attn.o_proj.weight");
-  const auto N = static_cast<double>(windows.size()) * static_cast<double>(T);
-  const Tensor wo = solved(aa, at, source.read(name, DType::f64), N).to(DType::f32);
+  const Tensor wo = solved(aa, at, source.read(name, DType::f64), static_cast<double>(N)).to(DType::f32);
   for (Window& w : windows)
     w.converted_BTD =
         changed.feed_forward(add(constant(w.converted_BTD), linear(constant(w.heads), constant(wo)))).value;
@@ -137,7 +148,7 @@ std::vector<Tensor> refit_o(const Checkpoint& source, const Checkpoint& converte
   std::iota(positions.begin(), positions.end(), 0);
   const Tensor pos_T = Tensor::from(positions, {T});
   const RopeTable rope = make_rope_table(rope_frequencies(source.config), T, DType::f32);
-  std::vector<Window> windows = embedded(source, tokens_NT);
+  std::vector<Window> windows = embedded_windows(source, tokens_NT);
   std::vector<Tensor> fitted;
   for (int64_t l = 0; l < source.config.num_hidden_layers; ++l)
     fitted.push_back(refit_layer(source, converted, l, rope, pos_T, windows));

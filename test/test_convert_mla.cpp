@@ -471,7 +471,7 @@ TEST_CASE("refit_o: nothing to mend leaves o_proj, and what it mends is nearer")
       "257 tokens, the model 256 positions");
 }
 
-// The heads' outputs in layer 0, and what o_proj makes of them.
+// The heads' outputs in layer 0.
 struct FirstLayer final : AttentionProbe {
   Var attention(int64_t layer, const Var&, const Var&, const Var&, const Var&, const Var& o_BTHE) override {
     if (layer == 0) o = o_BTHE.value.to(DType::f64).reshape({-1, 64});
@@ -496,10 +496,17 @@ TEST_CASE("refit_o solves the weighted least-squares problem of its definition")
   const Calibrated c;
   const Tensor tokens = SafetensorsFile::open(c.file()).read("tokens", DType::i32);
   const Checkpoint changed = lifted(convert_attention(c.base, c.plan({"SVD.metric=fisher"})));
-  const Tensor a = first_heads(changed, tokens), wo = c.base.read(at(0, "o_proj.weight"), DType::f64);
-  const Tensor t = la::product(first_heads(c.base, tokens), wo.transpose(0, 1));
+  const Tensor wo = c.base.read(at(0, "o_proj.weight"), DType::f64);
+  // Every token in its window, then those of the first 4 windows alone.
+  const Tensor alone = tokens.slice(0, 0, std::min<int64_t>(4, tokens.size(0))).clone().reshape({-1, 1});
+  const auto heads = [&](const Checkpoint& m) {
+    return stacked(first_heads(m, tokens), first_heads(m, alone));
+  };
+  const Tensor a = heads(changed), t = la::product(heads(c.base), wo.transpose(0, 1));
   const Vec x = to_vec(c.base.read("model.embed_tokens.weight", DType::f64));
-  const auto ids = tokens.contiguous().to_vector<int32_t>();
+  auto ids = tokens.contiguous().to_vector<int32_t>();
+  const auto first = alone.to_vector<int32_t>();
+  ids.insert(ids.end(), first.begin(), first.end());
   Tensor weights = Tensor::empty({a.size(0)}, DType::f64);
   for (int64_t n = 0; n < a.size(0); ++n) {
     double sum = 0;
@@ -514,7 +521,7 @@ TEST_CASE("refit_o solves the weighted least-squares problem of its definition")
   const Tensor aa = la::product(wa.transpose(0, 1), a), at_ = la::product(wa.transpose(0, 1), t);
   const double rho = 1e-2 * la::mean_diagonal(aa);
   const Tensor got = refit_o(c.base, changed, tokens)[0].to(DType::f64);
-  // (aa + rho) W^T = at + rho W_o^T, to the f32 of streams and weights: sums of 192 tokens of size 1.
+  // (aa + rho) W^T = at + rho W_o^T, to the f32 of streams and weights: sums of hundreds of tokens of size 1.
   const Vec left = to_vec(la::product(la::add_to_diagonal(aa, rho), got.transpose(0, 1)));
   const Vec right = to_vec(at_), prior = to_vec(la::transposed(wo));
   for (size_t i = 0; i < left.size(); ++i) CHECK(near(left[i], right[i] + rho * prior[i], 1e-5));
