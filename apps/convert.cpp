@@ -130,12 +130,15 @@ void check_target(const Options& o) {
 ConversionPlan plan_of(const Options& o, const Checkpoint& source, std::ostream& out) {
   if (!o.plan.empty()) return load_plan(o.plan, source);
   if (o.best.empty()) return make_plan(source, parse_settings(o.settings));
-  const ConversionSettings s = best_mla(source, o.cache_values, o.calibration);
-  const ConversionPlan plan = make_plan(source, s);
-  out << "best: " << s.rope.top_k_rope_dim << " pairs of a head keep RoPE, low_rank " << s.svd.low_rank
-      << "; the loss of a token is expected to rise by " << predicted_loss(source, plan)
+  const BestPlan best = best_plan(source, o.best, o.cache_values, o.calibration);
+  const ConversionSettings& s = best.plan.settings;
+  if (s.hla) out << "best: HLA, planes that all heads share and one latent for k and v, sizes by layer";
+  else
+    out << "best: MLA, " << s.rope.top_k_rope_dim << " pairs of a head keep RoPE, low_rank "
+        << s.svd.low_rank;
+  out << "; the loss of a token is expected to rise by " << best.predicted_loss
       << " before o_proj is fitted\n";
-  return plan;
+  return best.plan;
 }
 
 void change_attention(const App& app, const Options& o, const Checkpoint& source) {
@@ -201,8 +204,10 @@ void add_options(CLI::App& cli, Options& o) {
       "rope_pairs, head_block, calibration}, "
       "convert.{calibration, refit_o, gqa2mha, from_scratch, balance} (docs/conversion.md)");
   cli.add_option("--plan", o.plan, "a plan from --save-plan, instead of SETTINGS");
-  cli.add_option("--best", o.best, "mla: our best settings for --cache-values, from --calibration")
-      ->check(CLI::IsMember({"mla"}));
+  cli.add_option("--best", o.best,
+                 "our best settings for --cache-values, from --calibration: mla, hla, or any of "
+                 "both, the one that the loss is expected to pay less for")
+      ->check(CLI::IsMember({"mla", "hla", "any"}));
   cli.add_option("--cache-values", o.cache_values, "with --best: numbers cached per token and layer")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   cli.add_option("--calibration", o.calibration, "with --best: a file from calibrate --covariance");

@@ -169,7 +169,8 @@ LayerWeights UnifiedLayer::weights(const Planes& planes, int64_t R, bool balance
   return w;
 }
 
-std::vector<UnifiedSize> allocate_unified(const std::vector<LossTable>& losses, int64_t total, int64_t least) {
+std::vector<UnifiedSize> allocate_unified(const std::vector<LossTable>& losses, int64_t total,
+                                          int64_t least) {
   const auto L = static_cast<int64_t>(losses.size());
   LLATTE_CHECK(least >= 1 && total >= L * least, "unified: ", total, " cached values for ", L,
                " layers; have at least ", std::max<int64_t>(1, least), " a layer");

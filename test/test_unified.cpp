@@ -40,7 +40,8 @@ struct Calibrated {
   Checkpoint base;
 };
 
-static LayerWeights weights(const UnifiedLayer& layer, const Planes& planes, int64_t R, bool balanced = true) {
+static LayerWeights weights(const UnifiedLayer& layer, const Planes& planes, int64_t R,
+                            bool balanced = true) {
   LayerError error;
   return layer.weights(planes, R, balanced, error);
 }
@@ -226,7 +227,8 @@ TEST_CASE("values are dealt out as the best of all choices deals them out") {
 }
 
 static std::vector<std::string> words(const Calibrated& c, int64_t values) {
-  return {"HLA.rope=unified", str("HLA.cache_values=", values), "HLA.metric=fisher", "HLA.calibration=" + c.file()};
+  return {"HLA.rope=unified", str("HLA.cache_values=", values), "HLA.metric=fisher",
+          "HLA.calibration=" + c.file()};
 }
 
 TEST_CASE("the layers of a model keep to the budget, and a larger one is worth more") {
@@ -343,8 +345,11 @@ TEST_CASE("what cannot be done is refused in words") {
   check_rejects([&] { planned(8, {"HLA.rank_v=3"}); }, "HLA.rope unified chooses its own ranks");
   check_rejects([&] { planned(8, {"HLA.calibration=" + kTiny + "scores/qk_tensor.safetensors"}); },
                 "make the file with calibrate --covariance");
-  check_rejects([&] { weights(c.layer(0), {{1, 1, 1}, {0, 0, 0}}, 4); },
-                "pair 1 is to have 3 planes, there are 2");
+  check_rejects(
+      [&] {
+        weights(c.layer(0), {{1, 1, 1}, {0, 0, 0}}, 4);
+      },
+      "pair 1 is to have 3 planes, there are 2");
   check_rejects([] { allocate_unified(std::vector<LossTable>(3), 2); }, "2 cached values for 3 layers");
   check_rejects([] { allocate_unified(std::vector<LossTable>(3), 8, 3); }, "have at least 3 a layer");
 }
