@@ -15,7 +15,7 @@ import unittest
 import test_train
 from test_train import Run
 
-ROPE, SVD = "model.model_config.RoPE.", "model.model_config.SVD."
+ROPE, SVD, HLA = ("model.model_config." + section for section in ("RoPE.", "SVD.", "HLA."))
 JOINT = [ROPE + "partial_rope_version=1", ROPE + "top_k_rope_dim=1", SVD + "method=7", SVD + "low_rank=4"]
 
 
@@ -81,6 +81,32 @@ class TrainMla(unittest.TestCase):
         saved = read_safetensors(whole.path("8", "qk_tensor.safetensors"))
         self.assertEqual(saved["scores"], read_safetensors(scores)["scores"])
         self.assertTrue(os.path.exists(whole.path("8", "modeling_llatte.py")))
+
+    def test_hla_converts_trains_and_resumes_bit_for_bit(self):
+        whole, parts = self.run_folder(), self.run_folder()
+        asked = [self.start, HLA + "rope=aligned", HLA + "cache=0.5", "model.dtype=bfloat16", "tokens.train_steps=8"]
+        self.assertIn("32 cached values per token and layer before, 16 after", whole.train(*asked).stderr)
+        parts.train(*asked, "checkpoints.checkpoint_interval=3")
+        for step in (6, 8):
+            shutil.rmtree(parts.path(str(step)))
+        self.assertIn("at step 3", parts.train(*asked).stderr)
+        self.assertEqual(parts.metrics(), whole.metrics())
+        for name in ("model.safetensors", "trainer/optimizer.safetensors", "config.json"):
+            self.assertEqual(parts.bytes_of("8", name), whole.bytes_of("8", name), name)
+        hla = self.config(whole, 8)["HLA"]
+        self.assertEqual([2 * len(layer["k_pairs"]) + layer["rank_v"] for layer in hla["layers"]], [16, 16])
+        said = parts.train("model.init_method.path=" + whole.path("8"), HLA + "rope=original", "--resume", "never",
+                           "checkpoints.checkpoints_path=" + os.path.join(parts.dir, "other"), code=1).stderr
+        self.assertIn("HLA.rope is original but the start weights", said)
+
+    def test_hla_from_nothing(self):
+        for mode in ("original", "latent", "aligned", "hybrid", "unified", "latent_literal"):
+            r = self.run_folder()
+            r.train(HLA + "rope=" + mode, HLA + "rope_pairs=2", "tokens.train_steps=20")
+            losses = [m["loss"] for m in r.metrics()]
+            self.assertLess(losses[-1], losses[0] - 0.3, mode)  # as in test_from_nothing
+            plan = r.train(HLA + "rope=" + mode, HLA + "rope_pairs=2", "--dry-run").stdout
+            self.assertIn("attention: RoPE inside the latents, " + mode, plan)
 
     def test_partial_rope_alone_and_the_baseline(self):
         plain, baseline, partial = self.run_folder(), self.run_folder(), self.run_folder()
