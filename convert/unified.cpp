@@ -60,10 +60,10 @@ UnifiedSize cheapest(const LossTable& losses, double mu, int64_t least) {
   return best;
 }
 
-// Numbers of planes that are tried: all small ones, then steps of about an eighth.
+// Numbers of planes that are tried: all small ones, then steps of a quarter.
 std::vector<int64_t> plane_grid(int64_t most) {
   std::vector<int64_t> grid;
-  for (int64_t P = 0; P < most; P += std::max<int64_t>(1, P / 8)) grid.push_back(P);
+  for (int64_t P = 0; P < most; P += std::max<int64_t>(1, P / 4)) grid.push_back(P);
   grid.push_back(most);
   return grid;
 }
@@ -147,7 +147,7 @@ std::vector<double> UnifiedLayer::losses(int64_t P) const {
   const Tensor u_nD = la::product(k.unrotated_nD.slice(1, 0, D_), root_DD_);
   const Tensor all =
       sum_of(values_DD_, 1, la::product(u_nD.transpose(0, 1), la::product(metric_.two_two, u_nD)));
-  const std::vector<double> e = la::eigh(all).values.to_vector<double>();
+  const std::vector<double> e = la::eigenvalues(all).to_vector<double>();
   const auto most = static_cast<size_t>(std::min(2 * n, D_));
   std::vector<double> by_rank(most + 1, derope);
   for (size_t R = most; R-- > 0;) by_rank[R] = by_rank[R + 1] + std::max(e[R], 0.0) / 2;

@@ -93,6 +93,15 @@ Eigh eigh(const Tensor& a) {
   return {reversed(values), transposed(rows)};
 }
 
+Tensor eigenvalues(const Tensor& a) {
+  Tensor work = checked_square("eigenvalues", a);
+  std::vector<double> values(static_cast<size_t>(a.size(0)));
+  check_done(
+      "eigenvalues", a,
+      LAPACKE_dsyevd(LAPACK_ROW_MAJOR, 'N', 'U', side(a, 0), work.data<double>(), side(a, 0), values.data()));
+  return reversed(values);
+}
+
 EighComplex eigh(const Tensor& re, const Tensor& im) {
   using C = std::complex<double>;
   const Tensor a = checked_square("eigh", re), b = checked_square("eigh", im);

@@ -24,6 +24,7 @@ struct Eigh {
   Tensor values, vectors;
 };
 Eigh eigh(const Tensor& a);
+Tensor eigenvalues(const Tensor& a);  // values alone, at a third of the work
 
 // The same for a Hermitian re + i im (upper triangle); the entry of largest size of each vector is real and
 // positive.

@@ -57,6 +57,7 @@ TEST_CASE("eigh: symmetric and Hermitian") {
   check_same("v d v^T", la::product(la::scaled_columns(e.vectors, e.values), e.vectors.transpose(0, 1)),
              symmetric);
   CHECK(e.values.data<double>()[0] > e.values.data<double>()[N - 1]);
+  check_same("values alone", la::eigenvalues(symmetric), e.values);
 
   // H v = v d for H = symmetric + i skew, part by part.
   const la::EighComplex h = la::eigh(symmetric, skew);
@@ -103,6 +104,8 @@ TEST_CASE("what cannot be computed is said") {
   check_rejects([&] { la::eigh(bad); }, "eigh: the matrix (4,4) holds a number that is not finite");
   check_rejects([&] { la::svd(Tensor::zeros({2, 2})); }, "needs a matrix in f64");
   check_rejects([&] { la::svd(Tensor::zeros({0, 2}, DType::f64)); }, "at least one number");
+  check_rejects([&] { la::eigenvalues(bad); },
+                "eigenvalues: the matrix (4,4) holds a number that is not finite");
   check_rejects([&] { la::eigh(random_matrix(3, 4)); }, "needs a square matrix, got (3,4)");
   check_rejects([&] { la::qr(random_matrix(3, 4)); }, "at least as many rows as columns, got (3,4)");
   const Tensor i = identity(3), minus = la::add_to_diagonal(i, -2);
