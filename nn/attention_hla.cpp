@@ -51,38 +51,55 @@ struct ScoreDims {
   }
 };
 
-// The matrix that lifts planes to `heads` heads of 2 `half` dims: rows (place of j, its imaginary part) and
-// columns (p, P + p) hold [[Re A, -Im A], [Im A, Re A]].
+// Lifts planes to `heads` heads of 2 `half` dims; pair j is dims (place(j), half + place(j)). Head h takes
+// row h mod rows of A, and of that the planes whose block serves it.
 class PlaneLift {
  public:
-  // Head h takes row h mod rows of A; kv_head(h) says which blocks serve it.
   template <class Place>
-  PlaneLift(const Planes& planes, int64_t heads, int64_t rows, int64_t head_block, int64_t heads_a_kv_head,
-            int64_t half, DType t, const Place& place)
+  PlaneLift(const Planes& planes, int64_t heads, int64_t rows, int64_t heads_a_block, int64_t half, DType t,
+            const Place& place)
       : re_(leaf(Tensor::zeros({rows, planes.count()}, t))),
         im_(leaf(Tensor::zeros({rows, planes.count()}, t))),
         shape_{heads, 2 * half, 2 * planes.count()} {
-    const int64_t P = planes.count(), n = rows * P;
-    Ids from(static_cast<size_t>(numel_of(shape_)), -1);
-    for (int64_t h = 0; h < heads; ++h)
-      for (int64_t p = 0; p < P; ++p) {
-        const auto i = static_cast<size_t>(p);
-        if (head_block && planes.block[i] != h / heads_a_kv_head / head_block) continue;
-        const int64_t re = (h * 2 * half + place(planes.pair[i])) * 2 * P + p, im = re + half * 2 * P;
-        const int64_t a = h % rows * P + p;
-        const auto set = [&](int64_t at, int64_t entry) {
-          from[static_cast<size_t>(at)] = static_cast<int32_t>(entry);
-        };
-        set(re, a), set(re + P, 2 * n + a);
-        set(im, n + a), set(im + P, a);
+    const int64_t P = planes.count();
+    Ids entries(static_cast<size_t>(numel_of(shape_)), -1), own(static_cast<size_t>(2 * heads * P), -1),
+        across = own, dims(static_cast<size_t>(2 * P)), crossed = dims;
+    for (int64_t p = 0; p < P; ++p) {
+      const auto i = static_cast<size_t>(p);
+      const int64_t re = place(planes.pair[i]), im = half + re;
+      put(dims, p, re), put(dims, P + p, im);
+      put(crossed, p, im), put(crossed, P + p, re);
+      for (int64_t h = 0; h < heads; ++h) {
+        if (heads_a_block && planes.block[i] != h / heads_a_block) continue;
+        const int64_t a_re = h % rows * P + p, a_im = rows * P + a_re, minus_im = rows * P + a_im;
+        const int64_t row = h * 2 * half, column = 2 * P;
+        put(entries, (row + re) * column + p, a_re), put(entries, (row + re) * column + P + p, minus_im);
+        put(entries, (row + im) * column + p, a_im), put(entries, (row + im) * column + P + p, a_re);
+        put(own, h * column + p, a_re), put(own, h * column + P + p, a_re);
+        put(across, h * column + p, a_im), put(across, h * column + P + p, minus_im);
       }
-    from_ = ids(from);
+    }
+    entries_ = ids(entries), own_ = ids(own), across_ = ids(across);
+    dims_ = ids(dims), crossed_ = ids(crossed);
   }
 
-  Var matrix() const {  // (heads, 2 half, 2P)
-    const auto flat = [](const Var& a) { return reshape(a, {-1}); };
-    const Var all = concat(concat(flat(re_), flat(im_), 0), scale(flat(im_), -1), 0);
-    return reshape(gather(all, 0, from_), shape_);
+  // (heads, 2 half, 2P), rows (place(j), half + place(j)) and columns (p, P + p): [[Re A, -Im A], [Im A, Re
+  // A]].
+  Var matrix() const { return reshape(gather(coefficients(), 0, entries_), shape_); }
+
+  // q~_(h,p) = conj(A[h/G, p]) q_(h, pair of p), so that q~ . z = q . (lift of z): (B,T,H,2P). The product
+  // with matrix(), but for each plane alone: a token's queries meet 2P numbers a head instead of the matrix.
+  Var absorb(const Var& q_BTHQ) const {
+    const int64_t H = q_BTHQ.size(2), G = H / shape_[0], NH = q_BTHQ.size(0) * q_BTHQ.size(1) * H;
+    Ids heads(static_cast<size_t>(NH));
+    for (int64_t i = 0; i < NH; ++i) put(heads, i, i % H / G);
+    const Tensor heads_NH = ids(heads);
+    const auto times = [&](const Tensor& index, const Tensor& dims) {
+      const Var a_KP = reshape(gather(coefficients(), 0, index), {shape_[0], shape_[2]});
+      const Var q = gather(q_BTHQ, -1, dims);
+      return mul(reshape(gather(a_KP, 0, heads_NH), q.shape()), q);
+    };
+    return add(times(own_, dims_), times(across_, crossed_));
   }
 
   void params(const std::string& name, const ParamFn& f) {
@@ -91,9 +108,19 @@ class PlaneLift {
   }
 
  private:
+  static void put(Ids& at, int64_t i, int64_t value) {
+    at[static_cast<size_t>(i)] = static_cast<int32_t>(value);
+  }
+  Var coefficients() const {  // [A_re | A_im | -A_im], flat
+    const auto flat = [](const Var& a) { return reshape(a, {-1}); };
+    return concat(concat(flat(re_), flat(im_), 0), scale(flat(im_), -1), 0);
+  }
+
   Var re_, im_;
-  Tensor from_;  // entry of the matrix -> of [A_re | A_im | -A_im], -1: zero
   Shape shape_;
+  Tensor entries_;         // entry of matrix() -> coefficient, -1: zero
+  Tensor own_, across_;    // [heads 2P] -> the coefficients that columns p, P + p of absorb() multiply with
+  Tensor dims_, crossed_;  // [2P] -> the dims of q that those coefficients meet
 };
 
 StreamWidths stream_widths(const AttentionConfig& c) {
@@ -162,7 +189,11 @@ class Hla final : public LatentAttention {
 
   // The bias of W_up_k adds q_n . b to every score of a query, which the softmax does not see.
   Var absorb(const Var& q_BTHQ) const override {
-    return by_token(matmul(by_group(q_BTHQ), key_matrix()), q_BTHQ.size(0), q_BTHQ.size(1));
+    if (!up_k_) return k_lift_->absorb(q_BTHQ);
+    const Var q_n = lifts_ ? gather(q_BTHQ, -1, plain_dims_) : q_BTHQ;
+    const Var up_KQR = reshape(up_k_->weight(), {c_.K, q_n.size(3), c_.rank_k});
+    const Var q_c = by_token(matmul(by_group(q_n), up_KQR), q_n.size(0), q_n.size(1));
+    return k_lift_ ? concat(k_lift_->absorb(q_BTHQ), q_c, -1) : q_c;
   }
 
   int64_t key_products() const override { return c_.K * score_width() * widths_.keys(); }
@@ -200,6 +231,7 @@ class Hla final : public LatentAttention {
   Tensor q_pairs_, k_pairs_;  // [1,P] pair of each plane
   Tensor query_dims_;         // [Q] dim of a query that the score reads
   Tensor query_pairs_;        // [H,Q/2] for rope: -1 where q stays unrotated
+  Tensor plain_dims_;         // [2n] of the score's dims, those that stay unrotated
   Tensor up_rows_;            // [K Q] -> row of W_up_k, -1: a rotated dim
 };
 
@@ -208,7 +240,7 @@ void Hla::make_queries() {
   const int64_t HE = c.H * c.E, P = c.q_planes.count(), rows = c.head_block * (c.H / c.K);
   if (lifts_ && P > 0) {
     down_q_.emplace(c.D, 2 * P, c.qkv_bias, c.dtype);
-    q_lift_.emplace(c.q_planes, c.H, rows ? rows : c.H, c.head_block, c.H / c.K, c.E / 2, c.dtype,
+    q_lift_.emplace(c.q_planes, c.H, rows ? rows : c.H, rows, c.E / 2, c.dtype,
                     [](int32_t pair) { return int64_t{pair}; });
   } else if (c.rank_q > 0) {
     down_q_.emplace(c.D, c.rank_q, false, c.dtype);
@@ -231,16 +263,19 @@ void Hla::make_keys() {
   make_score_indices();
   if (P == 0) return;
   k_r_.emplace(c.D, 2 * P, c.qkv_bias, c.dtype);
-  k_lift_.emplace(c.k_planes, c.K, rows, c.head_block, 1, score_.half(), c.dtype,
+  k_lift_.emplace(c.k_planes, c.K, rows, c.head_block, score_.half(), c.dtype,
                   [this](int32_t pair) { return score_.place(pair); });
 }
 
 void Hla::make_score_indices() {
   const int64_t F = c_.E / 2, n = score_.plain;
-  Ids dims, pairs, rows;
+  Ids dims, plain, pairs, rows;
   for (int64_t imaginary = 0; imaginary < 2; ++imaginary) {
     for (const int32_t j : score_.pairs) dims.push_back(static_cast<int32_t>(imaginary * F) + j);
-    for (int64_t j = 0; j < n; ++j) dims.push_back(static_cast<int32_t>(imaginary * F + score_.first + j));
+    for (int64_t j = 0; j < n; ++j) {
+      plain.push_back(static_cast<int32_t>(dims.size()));
+      dims.push_back(static_cast<int32_t>(imaginary * F + score_.first + j));
+    }
   }
   for (int64_t h = 0; h < c_.H; ++h) {
     pairs.insert(pairs.end(), score_.pairs.begin(), score_.pairs.end());
@@ -250,7 +285,7 @@ void Hla::make_score_indices() {
     rows.insert(rows.end(), score_.pairs.size(), -1);
     for (int64_t j = 0; j < n; ++j) rows.push_back(static_cast<int32_t>(part * n + j));
   }
-  query_dims_ = ids(dims), up_rows_ = ids(rows);
+  query_dims_ = ids(dims), plain_dims_ = ids(plain), up_rows_ = ids(rows);
   query_pairs_ = Tensor::from(pairs, {c_.H, score_.half()});
 }
 
