@@ -3,6 +3,7 @@ what is refused. Called with the folder of the programs."""
 import json
 import math
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -90,6 +91,28 @@ class ConvertHla(unittest.TestCase):
         with open(self.at("a/config.json")) as f:
             hla = json.load(f)["HLA"]
         self.assertEqual((hla["rope"], hla["layers"][0]["k_pairs"]), ("aligned", [0, 1, 2, 3, 4, 6, 6, 7]))
+
+    def test_best(self):
+        said = {}
+        for which in ("mla", "hla", "any"):
+            p = convert(BASE, self.at(which), "--best", which, "--cache-values", 18, "--calibration", self.calibration,
+                        "--save-plan", self.at("plan-" + which))
+            said[which] = next(line for line in p.stdout.splitlines() if line.startswith("best: "))
+            self.assertIn("self-test: the files are the conversion", p.stdout)
+        rise = {which: float(re.search(r"rise by (\S+)", line)[1]) for which, line in said.items()}
+        self.assertEqual(rise["any"], min(rise["mla"], rise["hla"]))
+        with open(self.at("hla/config.json")) as f:
+            hla = json.load(f)["HLA"]
+        self.assertEqual(hla["rope"], "unified")
+        cached = [2 * len(layer["k_pairs"]) + layer["rank_k"] for layer in hla["layers"]]
+        self.assertTrue(all(n >= 9 for n in cached))
+        self.assertIn(sum(cached), (35, 36))
+        convert(BASE, self.at("again"), "--plan", self.at("plan-hla"))
+        self.assertEqual(self.perplexity(self.at("again")), self.perplexity(self.at("hla")))
+        # Sums in f32 taken in another order: 1e-7 each, through two layers and the logits.
+        through_cache = run("eval", "ppl", self.at("hla"), "--data", self.tokens, "--window", 24, "--cache", "f32",
+                            "--json").stdout
+        self.assertAlmostEqual(json.loads(through_cache)["ppl"] / self.perplexity(self.at("hla")), 1, delta=1e-4)
 
     def test_refused(self):
         for words, said in ((["HLA.rope=aligned", "RoPE.partial_rope_version=1"], "keep one of the two"),
