@@ -121,8 +121,8 @@ class Llama : public Module {
  public:
   Llama(const LlamaConfig& c, DType dtype);  // weights are zero until init() or a load
   ~Llama() override;
-  // N(0, std) for matrices, 1 for norms, 0 for biases; a pure function of (seed, parameter name), any thread
-  // count.
+  // N(0, std) for matrices (HLA's A: so that lifted keys are as large as k_proj's), 1 for norms, 0 for
+  // biases; a pure function of (seed, parameter name), any thread count.
   void init(uint64_t seed, double std);
 
   const LlamaConfig& config() const;
