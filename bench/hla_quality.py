@@ -43,7 +43,6 @@ MODES = [
     ("original fisher joint", HALF, joint("original", HALF), 35.8, 33.56),
     ("original fisher joint", QUARTER, joint("original", QUARTER), 58.2, None),
     ("original fisher joint", EIGHTH, joint("original", EIGHTH), 127.7, None),
-    ("original fisher joint, q too", HALF, joint("original", HALF, factor_q=True), 35.9, None),
     ("aligned plain", HALF, hla("aligned", "plain", HALF), None, 64068),
     ("aligned white", HALF, hla("aligned", "white", HALF), None, 55.79),
     ("aligned white", QUARTER, hla("aligned", "white", QUARTER), 1316, None),
@@ -51,10 +50,8 @@ MODES = [
     ("aligned fisher", HALF, hla("aligned", "fisher", HALF), 54.4, 49.12),
     ("aligned fisher", QUARTER, hla("aligned", "fisher", QUARTER), 838, None),
     ("aligned fisher", EIGHTH, hla("aligned", "fisher", EIGHTH), 9101, None),
-    ("aligned fisher, q too", HALF, hla("aligned", "fisher", HALF, factor_q=True), 58.6, None),
     ("aligned fisher joint", HALF, joint("aligned", HALF), 55.8, 49.35),
     ("aligned fisher joint", QUARTER, joint("aligned", QUARTER), 244, None),
-    ("aligned fisher joint, q too", HALF, joint("aligned", HALF, factor_q=True), 62.1, None),
     ("hybrid 20 fisher", HALF, hla("hybrid", "fisher", HALF, more=["HLA.rope_pairs=20"]), 47.9, None),
     ("hybrid 16 fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=16"]), 46.7, None),
     ("hybrid 20 fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=20"]), 46.4, 42.01),
@@ -63,6 +60,9 @@ MODES = [
     ("latent even", HALF, hla("latent", "plain", HALF, factor_q=True, more=["HLA.frequencies=even"]), 32328, None),
     ("latent first", HALF, hla("latent", "plain", HALF, factor_q=True, more=["HLA.frequencies=first"]), 39077, None),
     ("latent_literal", HALF, hla("latent_literal", "plain", HALF, factor_q=True), 117293, None),
+    ("original fisher joint, q too", HALF, joint("original", HALF, factor_q=True), 35.9, None),
+    ("aligned fisher, q too", HALF, hla("aligned", "fisher", HALF, factor_q=True), 58.6, None),
+    ("aligned fisher joint, q too", HALF, joint("aligned", HALF, factor_q=True), 62.1, None),
 ]
 # cached values: the prototype's x10 and x40
 ANY = {192: (39.4, 32.4), 120: (50.9, 41.2), 72: (91.8, 71.2), 48: (154.6, 155.8)}
