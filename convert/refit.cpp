@@ -35,10 +35,12 @@ Block read_block(const Checkpoint& from, int64_t l) {
   return block;
 }
 
-// sum += a^T b, both f32 (.., n).
+// sum (f64) += a^T b, both f32 (.., n). The product of one window may round, as its factors did; sums over
+// windows may not.
 void add_product(const Tensor& a, const Tensor& b, Tensor& sum) {
-  const auto rows = [](const Tensor& x, int64_t n) { return x.to(DType::f64).reshape({-1, n}); };
-  kernels::matmul(rows(a, sum.size(0)).transpose(0, 1), rows(b, sum.size(1)), sum, 1);
+  Tensor product = Tensor::empty(sum.shape(), DType::f32);
+  kernels::matmul(a.reshape({-1, sum.size(0)}).transpose(0, 1), b.reshape({-1, sum.size(1)}), product, 0);
+  kernels::accumulate(product, sum);
 }
 
 // What the attention would have to add for the converted stream to become the original one: y + x -
