@@ -88,11 +88,12 @@ void run(const App& app, const Options& o) {
   const int64_t N = tokens_NT.size(0);
   if (N < o.samples) std::cerr << "calibrate: the data has " << N << " whole windows, all are used\n";
   Calibration c(*model, tokens_NT, o.settings);
-  if (std::filesystem::exists(partial)) c.resume(partial);
+  const bool resumed = std::filesystem::exists(partial);
+  if (resumed) c.resume(partial);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
   std::cerr << "calibrate: " << N << " windows of " << o.seq << " tokens"
-            << (c.done() ? str(", going on after window ", c.done()) : "") << std::endl;
+            << (resumed ? str(", going on after window ", c.done()) : "") << std::endl;
   run_windows(c, o, partial);
   if (c.done() < N) {
     c.save_partial(partial);
