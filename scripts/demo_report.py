@@ -1,7 +1,7 @@
 """What scripts/demo reads out of a run: demo_report.py METRICS.jsonl VERB ...
   steps SECONDS                       how many steps fit into that time, at the median speed measured (40 to 500)
   report STOPPED PPL.json MODEL SEC   the closing table
-demo_report.py - mla FOLDER           the closing table of scripts/demo_mla
+demo_report.py - latent FOLDER        the closing table of scripts/demo_latent
 """
 import json
 import os
@@ -51,28 +51,30 @@ def report(rows, stopped, ppl_file, model, seconds):
         print(f"{size(path) if os.path.isdir(path) else os.path.getsize(path):>14,}  {path}")
 
 
-def report_mla(folder):
+def report_latent(folder):
     def read(name):
         with open(os.path.join(folder, name + ".json"), encoding="utf-8") as file:
             return json.load(file)
-    original, healed, int8 = (read("text_" + n) for n in ("original", "healed", "int8"))
-    table = [("perplexity, original", f"{read('ppl_original')['ppl']:.2f}"),
-             ("perplexity, converted", f"{read('ppl_converted')['ppl']:.2f}"),
-             ("perplexity, healed", f"{read('ppl_healed')['ppl']:.2f}"),
-             ("cache, bytes per token, original", f"{original['cache_bytes_per_token']:,}"),
-             ("cache, bytes per token, latent", f"{healed['cache_bytes_per_token']:,}"),
-             ("cache, bytes per token, latent in int8", f"{int8['cache_bytes_per_token']:,}"),
-             ("the original goes on", repr(original["text"])),
-             ("the healed one goes on", repr(healed["text"])),
-             ("from its int8 cache", repr(int8["text"]))]
-    width = max(len(name) for name, _ in table)
-    print("\n".join(f"{name:<{width}}  {value}" for name, value in table))
+    def column(kind):
+        healed, int8 = read(kind + "_text"), read(kind + "_int8")
+        return [kind.upper(), f"{read(kind + '_converted')['ppl']:.2f}", f"{read(kind + '_healed')['ppl']:.2f}",
+                f"{healed['cache_bytes_per_token']:,}", f"{int8['cache_bytes_per_token']:,}"]
+    original = read("text_original")
+    rows = zip(["", "perplexity", "perplexity, healed", "cache, bytes per token", "cache, bytes per token, in int8"],
+               ["original", f"{read('ppl_original')['ppl']:.2f}", "", f"{original['cache_bytes_per_token']:,}", ""],
+               column("mla"), column("hla"))
+    for name, *cells in rows:
+        print(f"{name:<32}" + "".join(f"{cell:>10}" for cell in cells))
+    print("\nthey go on with")
+    for name, text in (("original", original), ("MLA, healed", read("mla_text")), ("HLA, healed", read("hla_text")),
+                       ("HLA, from its int8 cache", read("hla_int8"))):
+        print(f"{name:<25} {text['text']!r}")
 
 
 def main():
     path, verb, *rest = sys.argv[1:]
-    if verb == "mla":
-        return report_mla(*rest)
+    if verb == "latent":
+        return report_latent(*rest)
     rows = records(path)
     if verb == "steps":
         print(steps_that_fit(rows, float(rest[0])))
