@@ -151,4 +151,33 @@ inline double relative(const Vec& got, const Vec& want) {
   return std::sqrt(d / n);
 }
 
+// One query over many rows is absorbed (where that can be), 200 tokens at once are lifted. f64: sums of 200
+// terms of order 1; f32: the same with 2^-24 a term, through four products.
+inline void check_decoding(const std::string& name, const AttentionConfig& f64, const AttentionConfig& f32) {
+  const Decoding proof(f64, 2, 200), fast(f32, 2, 200);
+  for (const int64_t chunk : {1, 3, 200}) {
+    check_near(str(name, " in f64 by ", chunk), proof.cached(CacheType::f64, chunk), proof.plain(), 1e-10);
+    check_near(str(name, " in f32 by ", chunk), fast.cached(CacheType::f32, chunk), fast.plain(), 1e-5);
+  }
+}
+
+// Absorbed or lifted, rows are read as the cache holds them: in f64 the two differ by rounding alone, though
+// the rows themselves are off. By how much: a number is off by at most 2^-9, 1/254 or 1/14 of its group's
+// largest, evenly spread so 1/sqrt(3) of that in the mean square; the largest of 32 is about twice the
+// typical size, and scores and values are both off: sqrt(2) 2 / sqrt(3) = 1.6 of those bounds, and never
+// above 4.
+inline void check_narrow_caches(const std::string& name, const AttentionConfig& f64) {
+  const std::pair<CacheType, double> kinds[] = {
+      {CacheType::bf16, 1.0 / 512}, {CacheType::int8, 1.0 / 254}, {CacheType::int4, 1.0 / 14}};
+  CAPTURE(name);
+  const Decoding d(f64, 2, 200);
+  for (const auto& [type, bound] : kinds) {
+    const Vec absorbed = d.cached(type, 1);
+    check_near(name, absorbed, d.cached(type, 200), 1e-10);
+    const double error = relative(absorbed, d.plain());
+    CHECK(error < 4 * bound);
+    CHECK(error > bound / 10);
+  }
+}
+
 }  // namespace llatte::test

@@ -244,34 +244,12 @@ TEST_CASE("the lift of rotated planes is the rotation of what they lift to") {
   }
 }
 
-// One query over many rows is absorbed (original: never), 200 tokens at once are lifted. f64: sums of 200
-// terms of order 1. f32: the same with 2^-24 a term, through four products.
 TEST_CASE("absorbed decoding and lifted chunks equal the full forward pass") {
-  for (const Variant& v : kVariants) {
-    const Decoding proof(v.config(DType::f64), 2, 200), fast(v.config(DType::f32), 2, 200);
-    for (const int64_t chunk : {1, 3, 200}) {
-      check_near(str(v.name, " in f64 by ", chunk), proof.cached(CacheType::f64, chunk), proof.plain(),
-                 1e-10);
-      check_near(str(v.name, " in f32 by ", chunk), fast.cached(CacheType::f32, chunk), fast.plain(), 1e-5);
-    }
-  }
+  for (const Variant& v : kVariants) check_decoding(v.name, v.config(DType::f64), v.config(DType::f32));
 }
 
-// As for MLA (test_attention_mla.cpp): a row's numbers are off by up to 1/512, 1/254 or 1/14 of the largest
-// in their group, what is read of them by about 1.6 times that, and never by more than 4 times.
 TEST_CASE("narrow caches: both forms see the same rows, and the error is that of the rows") {
-  const std::pair<CacheType, double> kinds[] = {
-      {CacheType::bf16, 1.0 / 512}, {CacheType::int8, 1.0 / 254}, {CacheType::int4, 1.0 / 14}};
-  for (const Variant& v : kVariants)
-    for (const auto& [type, bound] : kinds) {
-      CAPTURE(v.name);
-      const Decoding d(v.config(DType::f64), 2, 200);
-      const Vec absorbed = d.cached(type, 1);
-      check_near(v.name, absorbed, d.cached(type, 200), 1e-10);
-      const double error = relative(absorbed, d.plain());
-      CHECK(error < 4 * bound);
-      CHECK(error > bound / 10);
-    }
+  for (const Variant& v : kVariants) check_narrow_caches(v.name, v.config(DType::f64));
 }
 
 TEST_CASE("the cache holds planes and latents and nothing else") {

@@ -109,38 +109,12 @@ TEST_CASE("the formula and every gradient, for every shape of kept pairs") {
   for (const Variant& v : kVariants) check(case_of(v, 2, 5));
 }
 
-// One query over many rows is absorbed; 200 tokens at once are lifted. f64: sums of 200 terms of order 1.
-// f32: the same with 2^-24 a term, through four products.
 TEST_CASE("absorbed decoding and lifted chunks equal the full forward pass") {
-  for (const Variant& v : kVariants) {
-    CAPTURE(v.name);
-    const Decoding proof(v.config(DType::f64), 2, 200), fast(v.config(DType::f32), 2, 200);
-    for (const int64_t chunk : {1, 3, 200}) {
-      check_near(str(v.name, " in f64 by ", chunk), proof.cached(CacheType::f64, chunk), proof.plain(),
-                 1e-10);
-      check_near(str(v.name, " in f32 by ", chunk), fast.cached(CacheType::f32, chunk), fast.plain(), 1e-4);
-    }
-  }
+  for (const Variant& v : kVariants) check_decoding(v.name, v.config(DType::f64), v.config(DType::f32));
 }
 
-// Absorbed or lifted, rows are read as the cache holds them: in f64 the two differ by rounding alone, though
-// the rows themselves are off. By how much: a number is off by at most 2^-9, 1/254 or 1/14 of its group's
-// largest, evenly spread so 1/sqrt(3) of that in the mean square; the largest of 32 is about twice the
-// typical size, and scores and values are both off: sqrt(2) 2 / sqrt(3) = 1.6 of those bounds, and never
-// above 4.
 TEST_CASE("narrow caches: both forms see the same rows, and the error is that of the rows") {
-  const std::pair<CacheType, double> kinds[] = {
-      {CacheType::bf16, 1.0 / 512}, {CacheType::int8, 1.0 / 254}, {CacheType::int4, 1.0 / 14}};
-  for (const Variant& v : kVariants)
-    for (const auto& [type, bound] : kinds) {
-      CAPTURE(v.name);
-      const Decoding d(v.config(DType::f64), 2, 200);
-      const Vec absorbed = d.cached(type, 1);
-      check_near(v.name, absorbed, d.cached(type, 200), 1e-10);
-      const double error = relative(absorbed, d.plain());
-      CHECK(error < 4 * bound);
-      CHECK(error > bound / 10);
-    }
+  for (const Variant& v : kVariants) check_narrow_caches(v.name, v.config(DType::f64));
 }
 
 // W_down = 1, so c = x, and W_k_r, W_up_k are the rows of k_proj: nothing is lost.

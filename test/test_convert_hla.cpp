@@ -12,7 +12,7 @@
 #include "data/json.h"
 #include "data/safetensors.h"
 #include "tensor/linalg.h"
-#include "test/near.h"
+#include "test/model_case.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -41,24 +41,6 @@ struct Fixture {
 
 static ConversionPlan plan_of(const Checkpoint& base, const std::vector<std::string>& words) {
   return make_plan(base, parse_settings(words));
-}
-
-static Vec logits(const Checkpoint& c, const Tensor& tokens, DType t = DType::f64) {
-  const NoGrad off;
-  const auto model = load_model(c, t);
-  return to_vec(model->logits(model->hidden(tokens)).value);
-}
-
-// Largest difference as a share of the largest.
-static double difference(const Vec& got, const Vec& want) {
-  REQUIRE(got.size() == want.size());
-  double worst = 0, largest = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double d = std::abs(got[i] - want[i]);
-    if (!(d <= worst)) worst = d;
-    largest = std::max(largest, std::abs(want[i]));
-  }
-  return worst / largest;
 }
 
 static std::string at(int64_t l, const std::string& name) { return attention_name(l, name); }

@@ -14,7 +14,7 @@
 #include "data/json.h"
 #include "data/safetensors.h"
 #include "tensor/linalg.h"
-#include "test/near.h"
+#include "test/model_case.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -57,24 +57,6 @@ struct Case {
 static const std::vector<std::string> kPlainCases{"v1_m2", "v1_m7", "v2_m2", "v2_m7", "v3_m2",
                                                   "v3_m7", "v4_m2", "v4_m3", "v4_m5", "v4_m6",
                                                   "v4_m7", "v5_m2", "v5_m7", "v6_m2", "v6_m7"};
-
-static Vec logits(const Checkpoint& c, const Tensor& tokens, DType t = DType::f64) {
-  const NoGrad off;
-  const auto model = load_model(c, t);
-  return to_vec(model->logits(model->hidden(tokens)).value);
-}
-
-// Largest difference as a share of the largest logit.
-static double difference(const Vec& got, const Vec& want) {
-  REQUIRE(got.size() == want.size());
-  double worst = 0, largest = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double d = std::abs(got[i] - want[i]);
-    if (!(d <= worst)) worst = d;
-    largest = std::max(largest, std::abs(want[i]));
-  }
-  return worst / largest;
-}
 
 static std::string at(int64_t l, const std::string& name) {
   return str("model.layers.", l, ".self_attn.", name);

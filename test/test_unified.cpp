@@ -8,7 +8,7 @@
 #include "convert/unified.h"
 #include "data/safetensors.h"
 #include "tensor/linalg.h"
-#include "test/near.h"
+#include "test/model_case.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -253,24 +253,6 @@ TEST_CASE("the layers of a model keep to the budget, and a larger one is worth m
   }
 }
 
-static Vec logits(const Checkpoint& c, const Tensor& tokens, DType t) {
-  const NoGrad off;
-  const auto model = load_model(c, t);
-  return to_vec(model->logits(model->hidden(tokens)).value);
-}
-
-// Largest difference as a share of the largest logit.
-static double logit_error(const Vec& got, const Vec& want) {
-  double worst = 0, largest = 0;
-  REQUIRE(got.size() == want.size());
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double d = std::abs(got[i] - want[i]);
-    if (!(d <= worst)) worst = d;
-    largest = std::max(largest, std::abs(want[i]));
-  }
-  return worst / largest;
-}
-
 // In f64 what is left is rounding behind T^-1, see above; in f32 1e-7 a sum, through all layers.
 TEST_CASE("at full size the model is the one it was made from, and refit_o leaves it so") {
   for (const char* model : {"test/fixtures/tiny-mla/base", "test/fixtures/tiny-llama/qwen2"}) {
@@ -283,11 +265,11 @@ TEST_CASE("at full size the model is the one it was made from, and refit_o leave
       plan.config.hla->layers[static_cast<size_t>(l)] = {layer.planes(rows / 2), {}, 0, rows, rows};
     }
     const Tensor tokens = SafetensorsFile::open(kTiny + "base/golden.safetensors").read("tokens", DType::i32);
-    CHECK(logit_error(logits(convert_attention(c.base, plan), tokens, DType::f64),
-                      logits(c.base, tokens, DType::f64)) < 1e-7);
+    CHECK(difference(logits(convert_attention(c.base, plan), tokens, DType::f64),
+                     logits(c.base, tokens, DType::f64)) < 1e-7);
     plan.settings.refit_o = true;
-    CHECK(logit_error(logits(convert_attention(c.base, plan), tokens, DType::f32),
-                      logits(c.base, tokens, DType::f32)) < 1e-4);
+    CHECK(difference(logits(convert_attention(c.base, plan), tokens, DType::f32),
+                     logits(c.base, tokens, DType::f32)) < 1e-4);
   }
 }
 
