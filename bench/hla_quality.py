@@ -9,7 +9,7 @@ PART: modes    each mode and metric at a half, a quarter and an eighth of the ca
       equal    MLA and the modes of HLA at the same number of cached values, each at its best
       heal     fine-tuning from several starts, beside the unconverted model (hours)
 Without PART: all but heal. bench/quality.py says what is measured on which text, and keeps it in WORK/results.jsonl.
-Healing is at 3e-4 and leaves the embedding as it is, as the prototype did. That computed most products in bf16: 1 % apart
+Healing (configs/heal.yaml) is at 3e-4 and leaves the embedding as it is, as the prototype did. That computed most products in bf16: 1 % apart
 is equal.
 """
 import quality
@@ -86,7 +86,6 @@ HEAL = [
     ("aligned fisher joint 192, not balanced", joint("aligned", HALF, more=["convert.balance=false"]), [40], 49.35, 31.45),
     ("latent even 192, q too", hla("latent", "plain", HALF, factor_q=True), [40], None, 1807),
 ]
-TRAINING = ["optimizer.learning_rate_scheduler.learning_rate=0.0003", "optimizer.freeze_embedding=true"]
 
 
 def figure(x):
@@ -128,7 +127,7 @@ class HlaBench(quality.Bench):
         yield head("start", "x40 before", "prototype", "40 steps", "prototype", "100 steps")
         for name, words, steps, want, want40 in HEAL:
             before = self.ppl(name, words, 40, keep=True)
-            after = [self.healed(name, words, "ce", n, TRAINING) for n in steps]
+            after = [self.healed(name, words, "ce", n) for n in steps]
             yield row(name, before, want, after[0], want40 and float(want40), after[1] if len(after) > 1 else None)
 
 

@@ -73,14 +73,14 @@ class Bench:
         """Over several numbers of windows, from one conversion."""
         return [self.ppl(name, words, n, keep=n != counts[-1], **kw) for n in counts]
 
-    def healed(self, name, words, loss, steps, settings=()):
+    def healed(self, name, words, loss, steps):
         """x40 after `steps` steps of 4 x 512 tokens; the run of fewer steps is continued."""
         def measure():
             start = self.converted(name, words) if words else self.o.model
             run = os.path.join(self.o.work, "heal", folder_name(f"{name}-{loss}"))
             distill = [f"distill.teacher={self.o.model}", "distill.weight=1"] if loss == "kl" else []
             self.app("train", "configs/heal.yaml", f"checkpoints.resume_checkpoint_path={start}", f"checkpoints.checkpoints_path={run}",
-                     f"tokens.train_steps={steps}", *distill, *settings, "--resume", "auto")
+                     f"tokens.train_steps={steps}", *distill, "--resume", "auto")
             r = self.app("eval", "ppl", run, "--text", TEXT, "--window", "512", "--max-windows", "40", "--json")
             return r["nll"]
         return math.exp(self.once(f"heal | {name} | {loss} | {steps}", measure))
