@@ -61,12 +61,6 @@ Tensor change_of_unified(const Checkpoint& source, const Checkpoint& changed, in
   return y;
 }
 
-double product_sum(const Tensor& a, const Tensor& b) {
-  double sum = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) sum += a.data<double>()[i] * b.data<double>()[i];
-  return sum;
-}
-
 ConversionSettings settings_for(int64_t pairs, int64_t low_rank, const std::string& calibration) {
   ConversionSettings s;
   s.rope.partial_rope_version = 4, s.rope.top_k_rope_dim = pairs;
@@ -89,9 +83,7 @@ double predicted_loss(const Checkpoint& source, const ConversionPlan& plan) {
   for (int64_t l = 0; l < source.config.num_hidden_layers; ++l) {
     const Tensor y = hla ? change_of_unified(source, changed, l)
                          : change_of_mla(source, changed, l, plan.config.mla->kept[static_cast<size_t>(l)]);
-    loss += product_sum(la::product(statistics.gradients(l), y),
-                        la::product(y, statistics.weighted_covariance(l))) /
-            2;
+    loss += second_order_loss(statistics.gradients(l), y, statistics.weighted_covariance(l));
   }
   return loss;
 }

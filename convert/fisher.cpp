@@ -21,11 +21,6 @@ Tensor combined(std::initializer_list<std::pair<double, Tensor>> terms) {
   return sum;
 }
 
-Tensor block(const Tensor& g, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns) {
-  const Tensor picked = rows_of(g, rows);
-  return la::transposed(rows_of(picked.transpose(0, 1), columns));
-}
-
 // [a, b], by columns.
 Tensor beside(const Tensor& a, const Tensor& b) {
   return la::transposed(stacked(la::transposed(a), la::transposed(b)));
@@ -137,17 +132,22 @@ Tensor CalibrationFile::tokens() const {
   return file_.read("tokens", DType::i32);
 }
 
+double second_order_loss(const Tensor& g, const Tensor& y, const Tensor& c) {
+  const Tensor gy = la::product(g, y), yc = la::product(y, c);
+  return dot(gy.data<double>(), yc.data<double>(), gy.numel()) / 2;
+}
+
 GradientMetric gradient_metric(const Tensor& g, const std::vector<int64_t>& rows) {
   const int64_t n = g.size(0) / 3;
   const auto two = shifted(rows, n), v = shifted(counted(n), 2 * n);
-  return {block(g, rows, rows), block(g, rows, two), block(g, two, two), block(g, v, v)};
+  return {block_of(g, rows, rows), block_of(g, rows, two), block_of(g, two, two), block_of(g, v, v)};
 }
 
 KeyFold fold(const Tensor& g, const std::vector<int64_t>& lost, const std::vector<int64_t>& kept) {
   const auto two = shifted(lost, g.size(0) / 3);
-  const Tensor A = block(g, two, two), B = block(g, two, lost);
+  const Tensor A = block_of(g, two, two), B = block_of(g, two, lost);
   if (kept.empty()) return solved_fold(A, B, {}, {}, {});
-  return solved_fold(A, B, block(g, kept, kept), block(g, kept, two), block(g, kept, lost));
+  return solved_fold(A, B, block_of(g, kept, kept), block_of(g, kept, two), block_of(g, kept, lost));
 }
 
 KeyFold fold(const Tensor& g, const Tensor& lift_n2P) {

@@ -33,6 +33,10 @@ class CalibrationFile {
   int64_t L_, D_, n_, q_;
 };
 
+// By how much the loss of a token rises, to second order, when the outputs that g = E[g g^T] is about change
+// by y x, E[x x^T] = c: 1/2 tr(y^T g y c).
+double second_order_loss(const Tensor& g, const Tensor& y, const Tensor& c);
+
 // Blocks of G by the rows of one layer's k (indices into n) that are looked at, and all of v.
 struct GradientMetric {
   Tensor kk, k2, two_two, vv;  // G_kk, G_k2, G_22, G_vv

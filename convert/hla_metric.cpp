@@ -28,10 +28,6 @@ Tensor diagonal(const std::vector<double>& d) {
   return a;
 }
 
-Tensor block(const Tensor& a, const std::vector<int64_t>& rows) {
-  return rows_of(la::transposed(rows_of(a, rows)), rows);
-}
-
 // Block diagonal over kv heads: the sum of their query heads' blocks of E[q q^T].
 Tensor grouped(const Tensor& moments, int64_t K, int64_t E) {
   const int64_t G = moments.size(0) / (K * E);
@@ -93,7 +89,7 @@ Tensor HlaMetric::rotated_metric() const {
 
 FactorMetric HlaMetric::rotated_keys(const std::vector<int64_t>& rows) const {
   const Tensor gam = rotated_metric();
-  return {covariance(true), gam.defined() ? block(gam, rows) : gam};
+  return {covariance(true), gam.defined() ? block_of(gam, rows, rows) : gam};
 }
 
 FactorMetric HlaMetric::dense_keys() const { return {covariance(false), rotated_metric()}; }
@@ -103,7 +99,8 @@ FactorMetric HlaMetric::unrotated_keys(const std::vector<int64_t>& rows) const {
   if (metric_ == Metric::fisher)
     return {covariance(false), gradient_metric(statistics_->gradients(layer_), rows).two_two};
   if (metric_ != Metric::omega) return {covariance(false), {}};
-  return {covariance(false), block(grouped(moments("q_proj"), c.num_key_value_heads, c.head_dim), rows)};
+  const Tensor gam = grouped(moments("q_proj"), c.num_key_value_heads, c.head_dim);
+  return {covariance(false), block_of(gam, rows, rows)};
 }
 
 FactorMetric HlaMetric::values() const {

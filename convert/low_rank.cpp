@@ -225,4 +225,8 @@ Tensor rows_of(const Tensor& a, const std::vector<int64_t>& rows) {
   return y;
 }
 
+Tensor block_of(const Tensor& a, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns) {
+  return la::transposed(rows_of(la::transposed(rows_of(a, rows)), columns));
+}
+
 }  // namespace llatte

@@ -53,5 +53,6 @@ int64_t exact_ranks(SvdMethod m, int64_t rows_k, int64_t rows_v, int64_t D);
 Tensor stacked(const Tensor& a, const Tensor& b);                   // [a; b], by rows
 Tensor block_diagonal(const Tensor& a, const Tensor& b);            // [[a, 0], [0, b]]
 Tensor rows_of(const Tensor& a, const std::vector<int64_t>& rows);  // a picks rows, or entries of a vector
+Tensor block_of(const Tensor& a, const std::vector<int64_t>& rows, const std::vector<int64_t>& columns);
 
 }  // namespace llatte

@@ -36,19 +36,13 @@ Tensor read_rows(const Checkpoint& source, const ConversionPlan& plan, int64_t l
   return plan.settings.gqa2mha ? rows_of(a, repeated_rows(source.config)) : a;
 }
 
-Tensor sum_of(const Tensor& a, const Tensor& b) {
-  Tensor y = Tensor::empty_like(a);
-  kernels::add(a, b, y);
-  return y;
-}
-
 // k_r + W k_n and F k_n, and the biases likewise.
 void fold_keys(const KeyFold& f, KeyRows& r) {
   const auto column = [](const Tensor& bias) { return bias.reshape({-1, 1}); };
   if (f.kept.defined()) {
-    r.k_r = sum_of(r.k_r, la::product(f.kept, r.k_n));
+    r.k_r = la::add_scaled(r.k_r, 1, la::product(f.kept, r.k_n));
     if (r.k_r_bias.defined())
-      r.k_r_bias = sum_of(r.k_r_bias, la::product(f.kept, column(r.k_n_bias)).reshape({-1}));
+      r.k_r_bias = la::add_scaled(r.k_r_bias, 1, la::product(f.kept, column(r.k_n_bias)).reshape({-1}));
   }
   r.k_n = la::product(f.lost, r.k_n);
   if (r.k_n_bias.defined()) r.k_n_bias = la::product(f.lost, column(r.k_n_bias)).reshape({-1});

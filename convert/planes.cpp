@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include "tensor/kernels.h"  // add
 #include "tensor/linalg.h"
 
 namespace llatte {
@@ -14,12 +13,6 @@ namespace la = linalg;
 // Phases and mixtures of heads that hardly matter would be divided by almost nothing: their weight is raised
 // to this share of the largest.
 constexpr double kFloor = 1e-4;
-
-Tensor plus(const Tensor& a, double factor, const Tensor& b) {
-  Tensor y = a.clone();
-  for (int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] += factor * b.data<double>()[i];
-  return y;
-}
 
 Complex columns(const Complex& a, int64_t begin, int64_t end) {
   return {a.re.slice(1, begin, end).clone(), a.im.slice(1, begin, end).clone()};
@@ -44,11 +37,11 @@ struct PairRows {
 
 Complex pair_metric(const Tensor& G, const PairRows& at) {
   const auto block = [&](const std::vector<int64_t>& r, const std::vector<int64_t>& c) {
-    return la::transposed(rows_of(rows_of(G, r).transpose(0, 1).clone(), c));
+    return block_of(G, r, c);
   };
   const Tensor half = Tensor::full({static_cast<int64_t>(at.re.size())}, 0.5, DType::f64);
-  return {la::scaled_rows(plus(block(at.re, at.re), 1, block(at.im, at.im)), half),
-          la::scaled_rows(plus(block(at.im, at.re), -1, block(at.re, at.im)), half)};
+  return {la::scaled_rows(la::add_scaled(block(at.re, at.re), 1, block(at.im, at.im)), half),
+          la::scaled_rows(la::add_scaled(block(at.im, at.re), -1, block(at.re, at.im)), half)};
 }
 
 // V s^power V^H.
@@ -103,7 +96,7 @@ Complex orthonormal(const Complex& A) {
     Complex q = columns(Q, p, p + 1);
     for (int round = 0; round < 2 && p > 0; ++round) {
       const Complex before = columns(Q, 0, p), in = product(before, product(adjoint(before), q));
-      q = {plus(q.re, -1, in.re), plus(q.im, -1, in.im)};
+      q = {la::add_scaled(q.re, -1, in.re), la::add_scaled(q.im, -1, in.im)};
     }
     const double length = std::sqrt(product(adjoint(q), q).re.item());
     LLATTE_CHECK(length > 0, "planes: column ", p, " of a lift depends on those before it");
@@ -117,8 +110,8 @@ Complex orthonormal(const Complex& A) {
 }  // namespace
 
 Complex product(const Complex& a, const Complex& b) {
-  return {plus(la::product(a.re, b.re), -1, la::product(a.im, b.im)),
-          plus(la::product(a.re, b.im), 1, la::product(a.im, b.re))};
+  return {la::add_scaled(la::product(a.re, b.re), -1, la::product(a.im, b.im)),
+          la::add_scaled(la::product(a.re, b.im), 1, la::product(a.im, b.re))};
 }
 
 Complex adjoint(const Complex& a) {

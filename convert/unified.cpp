@@ -14,21 +14,9 @@ namespace la = linalg;
 constexpr double kCovarianceFloor = 1e-9;  // of C's eigenvalues, for its root
 constexpr int64_t kBisections = 60;
 
-Tensor sum_of(const Tensor& a, double factor, const Tensor& b) {
-  Tensor y = a.clone();
-  for (int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] += factor * b.data<double>()[i];
-  return y;
-}
-
 Tensor last_column(const Tensor& a) { return a.slice(1, a.size(1) - 1, a.size(1)).clone().reshape({-1}); }
 
-// 1/2 tr(Y^T G Y C).
-double half_form(const Tensor& g, const Tensor& y, const Tensor& c) {
-  const Tensor gy = la::product(g, y), yc = la::product(y, c);
-  return std::inner_product(gy.data<double>(), gy.data<double>() + gy.numel(), yc.data<double>(), 0.0) / 2;
-}
-
-// up += where the gain is largest; ranks at their most stay.
+// What is left over becomes ranks, one at a time, each where it helps most.
 void add_ranks(const std::vector<LossTable>& losses, int64_t left, std::vector<UnifiedSize>& sizes) {
   const auto gain = [&](size_t l) {
     const std::vector<double>& by_rank = losses[l].at(sizes[l].planes);
@@ -131,22 +119,23 @@ Planes UnifiedLayer::planes(int64_t P) const {
 UnifiedLayer::Keys UnifiedLayer::keys(const Planes& planes) const {
   Keys k{plane_weights(factors_, planes, E_ / 2, true), {}, {}};
   k.lift_n2P = dense_lift(k.planes.lift_gP, planes.pair, E_);
-  const Tensor lost_nD = sum_of(wk_, -1, la::product(k.lift_n2P, k.planes.down_2PD));
+  const Tensor lost_nD = la::add_scaled(wk_, -1, la::product(k.lift_n2P, k.planes.down_2PD));
   const KeyFold f = fold(g_, k.lift_n2P);
   k.unrotated_nD = la::product(f.lost, lost_nD);
-  if (planes.count() > 0) k.planes.down_2PD = sum_of(k.planes.down_2PD, 1, la::product(f.kept, lost_nD));
+  if (planes.count() > 0)
+    k.planes.down_2PD = la::add_scaled(k.planes.down_2PD, 1, la::product(f.kept, lost_nD));
   return k;
 }
 
 std::vector<double> UnifiedLayer::losses(int64_t P) const {
   const Keys k = keys(planes(P));
   const int64_t n = K_ * E_;
-  const Tensor change = sum_of(la::product(k.lift_n2P, k.planes.down_2PD), -1, wk_);
-  const double derope =
-      half_form(g_.slice(0, 0, 2 * n).slice(1, 0, 2 * n), stacked(change, k.unrotated_nD), key_covariance_);
+  const Tensor change = la::add_scaled(la::product(k.lift_n2P, k.planes.down_2PD), -1, wk_);
+  const double derope = second_order_loss(g_.slice(0, 0, 2 * n).slice(1, 0, 2 * n),
+                                          stacked(change, k.unrotated_nD), key_covariance_);
   const Tensor u_nD = la::product(k.unrotated_nD.slice(1, 0, D_), root_DD_);
   const Tensor all =
-      sum_of(values_DD_, 1, la::product(u_nD.transpose(0, 1), la::product(metric_.two_two, u_nD)));
+      la::add_scaled(values_DD_, 1, la::product(u_nD.transpose(0, 1), la::product(metric_.two_two, u_nD)));
   const std::vector<double> e = la::eigenvalues(all).to_vector<double>();
   const auto most = static_cast<size_t>(std::min(2 * n, D_));
   std::vector<double> by_rank(most + 1, derope);

@@ -215,4 +215,11 @@ Tensor add_to_diagonal(const Tensor& a, double x) {
   return y;
 }
 
+Tensor add_scaled(const Tensor& a, double x, const Tensor& b) {
+  LLATTE_CHECK(a.shape() == b.shape(), "add_scaled: ", a.shape(), " and ", b.shape());
+  Tensor y = a.clone();
+  for (int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] += x * b.data<double>()[i];
+  return y;
+}
+
 }  // namespace llatte::linalg

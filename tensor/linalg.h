@@ -58,6 +58,7 @@ Tensor transposed(const Tensor& a);                                         // a
 Tensor scaled_columns(const Tensor& a, const Tensor& s, double power = 1);  // a diag(s^power)
 Tensor scaled_rows(const Tensor& a, const Tensor& s, double power = 1);     // diag(s^power) a
 double mean_diagonal(const Tensor& a);
-Tensor add_to_diagonal(const Tensor& a, double x);  // a + x I
+Tensor add_to_diagonal(const Tensor& a, double x);              // a + x I
+Tensor add_scaled(const Tensor& a, double x, const Tensor& b);  // a + x b, contiguous, of any one shape
 
 }  // namespace llatte::linalg
