@@ -4,12 +4,14 @@
 #   make bench    benchmarks         make format   clang-format                      make lines  how big is it
 #   make interop  our exported models in transformers and llama.cpp
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
+#   CUDA=1 builds, tests and installs with nvcc's CUDA, in build/cuda
 NATIVE ?= 1
 SAN ?=
+CUDA ?=
 comma := ,
 PREFIX ?= /usr/local
-BUILD := build$(if $(SAN),/san-$(firstword $(subst $(comma), ,$(SAN))))
-FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN)
+BUILD := build$(if $(SAN),/san-$(firstword $(subst $(comma), ,$(SAN))))$(if $(CUDA),/cuda)
+FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN) -DLLATTE_CUDA=$(if $(CUDA),ON,OFF)
 ROOMS := tensor autograd nn optim data models convert eval train apps test bench
 CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 

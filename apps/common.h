@@ -18,7 +18,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include "tensor/check.h"
-#include "tensor/device.h"
+#include "tensor/cuda.h"
 
 namespace llatte {
 
@@ -93,17 +93,14 @@ class App {
   }
 
   // The process works on one GPU and sees only that one: the driver reads the variable at its first call.
-  void use_cuda([[maybe_unused]] size_t index) {
-#ifdef LLATTE_CUDA
+  void use_cuda(size_t index) {
     const char* set = std::getenv("CUDA_VISIBLE_DEVICES");
     std::vector<std::string> ids = set ? CLI::detail::split(set, ',') : std::vector<std::string>{};
     LLATTE_CHECK(!set || index < ids.size(), "--device ", device_word_, ": CUDA_VISIBLE_DEVICES lists only ",
                  ids.size(), " devices");
     setenv("CUDA_VISIBLE_DEVICES", set ? ids[index].c_str() : std::to_string(index).c_str(), 1);
+    LLATTE_CHECK(cuda::available(), "--device ", device_word_, ": ", cuda::why_unavailable());
     device = Device::cuda;
-#else
-    LLATTE_FAIL("--device ", device_word_, ": this build has no CUDA (make CUDA=1)");
-#endif
   }
 
   std::string name_, device_word_ = "cpu";

@@ -82,6 +82,8 @@ HEAL = [
     ("aligned fisher joint 192", joint("aligned", HALF), [40], 49.35, 23.64),
     ("best any 192", best("any", 192), [40, 100], None, None),
     ("best any 120", best("any", 120), [40, 100], None, None),
+    ("best any 72", best("any", 72), [40, 100], None, None),
+    ("best any 48", best("any", 48), [40, 100], None, None),
     ("original fisher joint 192, not balanced", joint("original", HALF, more=["convert.balance=false"]), [40], 33.56, 32.29),
     ("aligned fisher joint 192, not balanced", joint("aligned", HALF, more=["convert.balance=false"]), [40], 49.35, 31.45),
     ("latent even 192, q too", hla("latent", "plain", HALF, factor_q=True), [40], None, 1807),

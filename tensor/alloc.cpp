@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 #include "tensor/check.h"
+#include "tensor/cuda.h"
 #ifdef __GLIBC__
 #include <malloc.h>  // malloc_trim
 #endif
@@ -149,14 +150,10 @@ Cache& cache() {
   return *c;
 }
 
-void require_cpu(Device d) {
-  LLATTE_CHECK(d == Device::cpu, "allocate: this build has no CUDA (make CUDA=1)");
-}
-
 }  // namespace
 
 void* allocate(size_t bytes, Device device) {
-  require_cpu(device);
+  if (device == Device::cuda) return cuda::allocate(bytes);
   const size_t size = taken_for(bytes);
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
@@ -168,7 +165,8 @@ void* allocate(size_t bytes, Device device) {
   return block;
 }
 
-void release(void* block, size_t bytes, Device) noexcept {
+void release(void* block, size_t bytes, Device device) noexcept {
+  if (device == Device::cuda) return cuda::release(block, bytes);
   const size_t size = taken_for(bytes);
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
@@ -178,13 +176,13 @@ void release(void* block, size_t bytes, Device) noexcept {
 }
 
 AllocStats alloc_stats(Device device) {
-  require_cpu(device);
+  if (device == Device::cuda) return cuda::alloc_stats();
   const std::lock_guard lock(cache().mutex);
   return cache().stats;
 }
 
 void reset_alloc_stats(Device device) {
-  require_cpu(device);
+  if (device == Device::cuda) return cuda::reset_alloc_stats();
   const std::lock_guard lock(cache().mutex);
   AllocStats& s = cache().stats;
   s.peak_bytes = s.bytes;
@@ -192,7 +190,7 @@ void reset_alloc_stats(Device device) {
 }
 
 void release_cached_blocks(Device device) {
-  require_cpu(device);
+  if (device == Device::cuda) return cuda::release_cached_blocks();
   Cache& c = cache();
   const std::lock_guard lock(c.mutex);
   c.stats.reserved_bytes -= static_cast<int64_t>(c.segments.shrink());

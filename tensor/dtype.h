@@ -25,16 +25,16 @@ inline bool is_float(DType t) { return t != DType::i32; }
 inline DType acc_dtype(DType t) { return t == DType::bf16 ? DType::f32 : t; }
 
 // The upper half of a float. Conversion rounds to nearest even; NaN stays NaN. Branch-free, so loops
-// vectorise.
+// vectorise; constexpr, so that device code may call it.
 struct bf16 {
   uint16_t bits = 0;
-  bf16() = default;
-  bf16(float f) {
+  constexpr bf16() = default;
+  constexpr bf16(float f) {
     const uint32_t u = std::bit_cast<uint32_t>(f);
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
     bits = static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
   }
-  operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
+  constexpr operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
 };
 
 template <class T>

@@ -56,26 +56,28 @@ struct DistillRule {
 };
 }  // namespace llatte
 
-#ifdef LLATTE_CUDA
-#define LLATTE_ON_CUDA(op, call) return call
+// Without CUDA the twins exist too, and refuse: no_cuda.cpp has this header define them.
+#ifdef LLATTE_WITHOUT_CUDA
+#define LLATTE_CUDA_TWIN(name, ...) \
+  void name(__VA_ARGS__) { LLATTE_FAIL(#name ": this build has no CUDA (make CUDA=1)"); }
 #else
-#define LLATTE_ON_CUDA(op, call) LLATTE_FAIL(#op ": this build has no CUDA (make CUDA=1)")
+#define LLATTE_CUDA_TWIN(name, ...) void name(__VA_ARGS__);
 #endif
 
-#define LLATTE_KERNEL(name, ...)                                       \
-  namespace llatte::cpu {                                              \
-  void name(__VA_ARGS__);                                              \
-  }                                                                    \
-  namespace llatte::cuda {                                             \
-  void name(__VA_ARGS__);                                              \
-  }                                                                    \
-  namespace llatte::kernels {                                          \
-  template <class... A>                                                \
-  void name(A&&... a) {                                                \
-    if (::llatte::detail::common_device(#name, a...) == Device::cpu)   \
-      return ::llatte::cpu::name(std::forward<A>(a)...);               \
-    LLATTE_ON_CUDA(name, ::llatte::cuda::name(std::forward<A>(a)...)); \
-  }                                                                    \
+#define LLATTE_KERNEL(name, ...)                                     \
+  namespace llatte::cpu {                                            \
+  void name(__VA_ARGS__);                                            \
+  }                                                                  \
+  namespace llatte::cuda {                                           \
+  LLATTE_CUDA_TWIN(name, __VA_ARGS__)                                \
+  }                                                                  \
+  namespace llatte::kernels {                                        \
+  template <class... A>                                              \
+  void name(A&&... a) {                                              \
+    if (::llatte::detail::common_device(#name, a...) == Device::cpu) \
+      return ::llatte::cpu::name(std::forward<A>(a)...);             \
+    ::llatte::cuda::name(std::forward<A>(a)...);                     \
+  }                                                                  \
   }
 
 // clang-format off

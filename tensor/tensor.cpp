@@ -1,5 +1,6 @@
 #include "tensor/tensor.h"
 #include "tensor/alloc.h"
+#include "tensor/cuda.h"
 #include "tensor/kernels.h"  // copy, fill
 
 namespace llatte {
@@ -144,9 +145,19 @@ Tensor Tensor::to(DType t) const {
   return r;
 }
 
+// The bytes cross contiguous; casts and strides are the business of the side that has them.
+Tensor Tensor::to(Device d) const {
+  if (d == device()) return *this;
+  const Tensor from = contiguous();
+  Tensor r = empty(shape_, dtype_, d);
+  if (d == Device::cuda) cuda::upload(r.raw(), from.raw(), bytes());
+  else cuda::download(r.raw(), from.raw(), bytes());
+  return r;
+}
+
 void Tensor::copy_from(const Tensor& x) {
   LLATTE_CHECK(x.shape() == shape_, "copy_from: ", x.shape(), " does not fit ", shape_);
-  kernels::copy(x, *this);
+  kernels::copy(x.to(device()), *this);
 }
 
 void Tensor::zero() { kernels::fill(*this, 0); }
@@ -154,13 +165,14 @@ void Tensor::zero() { kernels::fill(*this, 0); }
 double Tensor::item() const {
   LLATTE_CHECK(numel() == 1, "item: a tensor of shape ", shape_, " has ", numel(), " elements, not one");
   double v = 0;
-  dispatch_any(dtype_, "item", [&]<class T>() { v = static_cast<double>(*ptr<T>()); });
+  const Tensor here = to(Device::cpu);
+  dispatch_any(dtype_, "item", [&]<class T>() { v = static_cast<double>(*here.ptr<T>()); });
   return v;
 }
 
 template <class T>
 std::vector<T> Tensor::to_vector() const {
-  const Tensor c = contiguous();
+  const Tensor c = to(Device::cpu).contiguous();
   return std::vector<T>(c.data<T>(), c.data<T>() + c.numel());
 }
 template std::vector<float> Tensor::to_vector() const;

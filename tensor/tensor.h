@@ -69,12 +69,13 @@ class Tensor {
   Tensor contiguous() const;                                // itself if contiguous, else a copy
   Tensor clone() const;                                     // always a copy, contiguous
   Tensor to(DType t) const;                                 // itself if already t, else a cast copy
-  void copy_from(const Tensor& x);                          // in place; same shape, any dtype, any strides
-  void zero();                                              // in place; contiguous only
+  Tensor to(Device d) const;                                // itself if already there, else a contiguous copy
+  void copy_from(const Tensor& x);  // in place; same shape, any dtype, strides and device
+  void zero();                      // in place; contiguous only
 
-  double item() const;  // the only element, any dtype
+  double item() const;  // the only element, any dtype; waits for the device
   template <class T>
-  std::vector<T> to_vector() const;  // row-major copy; dtype must be T's
+  std::vector<T> to_vector() const;  // row-major copy on the host; dtype must be T's
 
   template <class T>
   T* data() {
