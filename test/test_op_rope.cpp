@@ -76,6 +76,15 @@ TEST_CASE("rope: values, views, gradients") {
 
 TEST_CASE("rope by pairs: kept, left out, permuted, other for each head") {
   check_rope("partial", {{9, 4}, 2, 5, 2, 4, ascending(5), {0, -1, 2, -1, 0, -1, 2, -1}});
+  // Tables of 32 and 64 columns are chosen from in registers, 16 pairs at a time, in chunks of 64 pairs.
+  std::mt19937 rng(5);
+  for (int32_t F : {32, 64})
+    for (int64_t P : {15, 35, 80}) {
+      Ids pairs;
+      for (int64_t p = 0; p < P; ++p)
+        pairs.push_back(static_cast<int32_t>(rng() % static_cast<uint32_t>(F + 1)) - 1);
+      check_rope(str("P=", P, " of ", F), {{9, F}, 1, 3, 1, P, ascending(3, 4), pairs});
+    }
   check_rope("permuted", {{9, 4}, 2, 5, 1, 4, ascending(5), {3, 0, 2, 1}});
   check_rope("per head", {{9, 8}, 2, 5, 3, 3, ascending(5, 2), {7, 0, -1, 1, 1, 2, -1, -1, 6}});
 }
