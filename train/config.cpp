@@ -231,6 +231,12 @@ void check_mla_keys(const TrainConfig& c, const MlaConfig& loaded, const std::st
 
 }  // namespace
 
+void TrainConfig::check_processes(int64_t running) const {
+  LLATTE_CHECK(!processes || *processes == running, file, ": parallelism.dp is ", *processes, ", but ",
+               running, running == 1 ? " process is" : " processes are", " running; start ", *processes,
+               ", or set parallelism.dp=", running);
+}
+
 void check_model_keys(const TrainConfig& c, const LlamaConfig& loaded, const std::string& path) {
   const auto same = [&](const char* key, auto want, auto got) {
     LLATTE_CHECK(!c.model_keys.count(key) || want == got, c.file, ": model.model_config.", key, " is ", want,

@@ -51,6 +51,7 @@ struct TrainConfig {
   DType dtype = DType::f32;
   double init_std = 0.02;
   std::string init_path;
+  std::optional<int64_t> processes;  // parallelism.dp: how many the config was written for
   bool recompute_layer = false, freeze_non_attn = false, freeze_embedding = false;
 
   CheckpointConfig checkpoints;
@@ -72,6 +73,8 @@ struct TrainConfig {
   std::string start_weights() const { return checkpoints.start.empty() ? init_path : checkpoints.start; }
   bool validates() const { return val_interval > 0 && !val_dataset.empty(); }
   int64_t samples_per_step() const { return micro_batch * accumulation; }
+  // Throws unless that many are running: with others, a step would hold other tokens.
+  void check_processes(int64_t running) const;
   int64_t tokens_per_step() const { return samples_per_step() * sequence_length; }
 };
 

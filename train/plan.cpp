@@ -63,7 +63,7 @@ TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m, const LlamaConfi
   const int64_t rows = c.micro_batch * c.sequence_length, L = m.num_hidden_layers;
   p.parameters = param_count(m);
   p.trained_parameters = trained_parameters(c, m);
-  p.tokens_per_step = c.tokens_per_step();
+  p.tokens_per_step = c.tokens_per_step() * c.processes.value_or(1);
   p.total_tokens = p.tokens_per_step * c.train_steps;
   p.weight_bytes = p.parameters * width;
   p.gradient_bytes = p.trained_parameters * 4;
@@ -84,8 +84,9 @@ std::string describe_plan(const TrainConfig& c, const LlamaConfig& m, const Llam
      << m.num_key_value_heads << ", E " << m.head_dim << ", F " << m.intermediate_size << ", V "
      << m.vocab_size << ")\n"
      << attention_line(m) << "tokens:   " << p.tokens_per_step << " per step (" << c.micro_batch
-     << " sequences of " << c.sequence_length << ", accumulated " << c.accumulation << " times), "
-     << p.total_tokens << " in all\n"
+     << " sequences of " << c.sequence_length << ", accumulated " << c.accumulation << " times"
+     << (c.processes ? str(", on ", *c.processes, *c.processes == 1 ? " process" : " processes") : "")
+     << "), " << p.total_tokens << " in all\n"
      << "memory:   about " << mib(p.total_bytes()) << ": weights " << mib(p.weight_bytes) << ", gradients "
      << mib(p.gradient_bytes) << ", optimizer " << mib(p.optimizer_bytes) << ", activations "
      << mib(p.activation_bytes) << (c.recompute_layer ? " (recomputed layer by layer)" : "");

@@ -348,8 +348,7 @@ void optimizer_rules(std::vector<KeyRule>& t) {
 
 void parallelism_rules(std::vector<KeyRule>& t) {
   const std::string at = "parallelism.";
-  add(t, at + "dp",
-      or_null(only(1, "it must equal the number of processes, which is 1; leave it out or start as many")));
+  add(t, at + "dp", or_null(whole(OPT_INT(processes), 1)));
   for (const char* k : {"tp", "pp", "expert_parallel_size"})
     add(t, at + k, or_null(only(1, "a model is not split over processes here; use 1")));
   add(t, at + "recompute_layer", flag(FLAG(recompute_layer)));

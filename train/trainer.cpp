@@ -58,6 +58,7 @@ std::string changed_settings(const std::map<std::string, std::string>& before,
 
 Trainer::Trainer(TrainConfig config, const std::string& resume)
     : config_(std::move(config)), progress_(config_.train_steps, config_.log_interval) {
+  config_.check_processes(1);
   const fs::path run = config_.checkpoints.folder;
   if (const auto checkpoint = resume_point(config_, resume, progress_)) start_from(*checkpoint);
   else start_fresh();
