@@ -2,14 +2,12 @@
 // attention into latent attention (MLA or HLA). Weights pass one at a time; then models are run on the same
 // tokens and must give the same logits: source and result, or for latent attention what convert/self_test.h
 // says.
-#include "apps/common.h"
+#include "apps/model_options.h"
 #include "convert/attention.h"
 #include "convert/best.h"
 #include "convert/self_test.h"
 #include "convert/summary.h"
 #include "data/files.h"
-#include "data/tokenizer.h"
-#include "models/checkpoint.h"
 #include "models/hla_config.h"
 
 namespace llatte {
@@ -21,6 +19,7 @@ struct Options {
   int64_t cache_values = 0;
   std::vector<std::string> settings;
   bool no_self_test = false;
+  IsMla is_mla;
   bool changes_attention() const { return !settings.empty() || !plan.empty() || !best.empty(); }
 };
 
@@ -31,6 +30,7 @@ std::string target_format(const Options& o) {
 
 Checkpoint open_source(const Options& o) {
   Checkpoint c = open_checkpoint(o.source);
+  o.is_mla.check(o.source, c.config);
   if (!o.tokenizer.empty()) c.tokenizer_json = Tokenizer::load(o.tokenizer).json();
   return c;
 }
@@ -221,6 +221,7 @@ void add_options(CLI::App& cli, Options& o) {
                  "f32 or bf16, for gguf also f16 and q8_0 (default: bf16 from bf16, else f32)")
       ->check(CLI::IsMember({"f32", "bf16", "f16", "q8_0"}));
   cli.add_option("--tokenizer", o.tokenizer, "tokenizer.json or its folder, to go with the result");
+  o.is_mla.add_to(cli, "SRC");
   cli.add_flag("--no-self-test", o.no_self_test, "don't compare logits of source and result");
 }
 

@@ -24,9 +24,23 @@ struct CacheOption {
   }
 };
 
+// --is_mla, which MHA2MLA's scripts pass: here a model says itself what it is, so this only insists on it.
+struct IsMla {
+  bool on = false;
+
+  void add_to(CLI::App& cli, const std::string& what) {
+    cli.add_flag("--is_mla,--is-mla", on,
+                 "refuse a " + what + " without latent attention; which it is, it says itself");
+  }
+  void check(const std::string& path, const LlamaConfig& c) const {
+    LLATTE_CHECK(!on || c.mla || c.hla, path,
+                 " is no MLA model: its config has neither RoPE, SVD nor mha2mla; leave out --is_mla");
+  }
+};
+
 struct ModelOptions {
   std::string model, tokenizer_path, dtype_word = "f32";
-  bool is_mla = false;
+  IsMla is_mla;
 
   void add_to(CLI::App& cli) {
     cli.add_option("MODEL", model,
@@ -36,8 +50,7 @@ struct ModelOptions {
     cli.add_option("--dtype", dtype_word, "weights and activations in f32, bf16 or f64")
         ->check(CLI::IsMember({"f32", "bf16", "f64"}))
         ->capture_default_str();
-    cli.add_flag("--is_mla,--is-mla", is_mla,
-                 "refuse a MODEL without latent attention; which it is, it says itself");
+    is_mla.add_to(cli, "MODEL");
   }
 
   DType dtype() const {
@@ -46,8 +59,7 @@ struct ModelOptions {
 
   const Checkpoint& checkpoint() const {
     if (!opened_) opened_ = open_checkpoint(model);
-    LLATTE_CHECK(!is_mla || opened_->config.mla || opened_->config.hla, model,
-                 " is no MLA model: its config has neither RoPE, SVD nor mha2mla; leave out --is_mla");
+    is_mla.check(model, opened_->config);
     return *opened_;
   }
 

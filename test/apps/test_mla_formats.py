@@ -67,6 +67,9 @@ class MlaFormats(unittest.TestCase):
             self.assertIn("base is no MLA model", p.stderr)
             p = run(app, *sub, SCORED, *rest, *text, "--is_mla", code=1)
             self.assertNotIn("is no MLA model", p.stderr)  # it wants a tokenizer, and says so
+        p = run("convert", FIXTURES / "tiny-mla" / "base", self.dir / "no", "--is_mla", code=1)
+        self.assertIn("base is no MLA model", p.stderr)
+        run("convert", SCORED, self.dir / "yes", "--to", "nanotron", "--is_mla")
 
 
 unittest.main(verbosity=0)
