@@ -1,0 +1,50 @@
+// Collectives: what data-parallel training needs of many processes ("ranks").
+//   1. Every rank calls the same functions in the same order with tensors of the same shape and dtype.
+//   2. start_* returns at once; the work is done in the order in which it was started, while the rank
+//   computes. Until
+//      its future is got, nobody touches the tensors. The future throws what went wrong.
+//   3. All ranks get the same bits from a sum. Sums over bf16 are taken in f32 and rounded once.
+//   4. One rank is the identity: nothing above asks whether there are more.
+// Tensors are contiguous, of floats; all_gather and broadcast move i32 too.
+#pragma once
+#include <future>
+#include <memory>
+#include "tensor/tensor.h"
+
+namespace llatte {
+
+class Comm {
+ public:
+  virtual ~Comm() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int local_rank() const = 0;  // among the ranks of this machine
+  virtual int local_size() const = 0;
+
+  // t := sum over ranks of t
+  virtual std::future<void> start_all_reduce_sum(Tensor t) = 0;
+  // mine := part rank() of the sum over ranks of `all`, whose size() parts lie one after the other
+  virtual std::future<void> start_reduce_scatter_sum(const Tensor& all, Tensor mine) = 0;
+  // part r of all := `mine` of rank r. mine may be a view of its own part.
+  virtual std::future<void> start_all_gather(const Tensor& mine, Tensor all) = 0;
+  virtual std::future<void> start_broadcast(Tensor t, int root) = 0;
+  virtual std::future<void> start_barrier() = 0;
+  // Ends all ranks, this one too, with exit code 1. For a rank that cannot go on: the others would wait for
+  // it.
+  [[noreturn]] virtual void end_all() = 0;
+
+  void all_reduce_sum(Tensor t) { start_all_reduce_sum(std::move(t)).get(); }
+  void reduce_scatter_sum(const Tensor& all, Tensor mine) {
+    start_reduce_scatter_sum(all, std::move(mine)).get();
+  }
+  void all_gather(const Tensor& mine, Tensor all) { start_all_gather(mine, std::move(all)).get(); }
+  void broadcast(Tensor t, int root) { start_broadcast(std::move(t), root).get(); }
+  void barrier() { start_barrier().get(); }
+};
+
+// The ranks that mpirun or srun started with this process, or this one alone. seconds: how long a collective
+// may take before the other ranks are taken for dead. An Error where many were started but this build has no
+// MPI.
+std::unique_ptr<Comm> make_comm(double timeout_seconds = 600);
+
+}  // namespace llatte
