@@ -8,9 +8,9 @@ namespace llatte {
 
 Var linear_cross_entropy(const Var& x, const Var& w, const Tensor& targets, int32_t ignore_index) {
   check_last_layer("linear_cross_entropy", x.value, w.value, targets);
-  const Tensor x_ND = as_rows(x.value), targets_N = targets.contiguous().reshape({targets.numel()});
+  const Tensor x_ND = as_rows(x.value), targets_N = as_row_targets(targets, x_ND);
   const DType acc = acc_dtype(x_ND.dtype());
-  const int64_t kept = count_rows(targets_N, ignore_index);
+  const int64_t kept = count_rows(targets, ignore_index);
   Tensor losses = Tensor::empty({x_ND.size(0)}, acc, x_ND.device()), dx, dw;
   if (grad_enabled() && x.node) dx = Tensor::empty_like(x_ND);
   if (grad_enabled() && w.node) dw = Tensor::empty(w.shape(), acc, x_ND.device());

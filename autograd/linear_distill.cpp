@@ -43,9 +43,9 @@ DistillLoss linear_distill(const Var& x, const Var& w, const Tensor& teacher_x, 
   check_last_layer("linear_distill", x.value, w.value, targets);
   check_teacher(x.value, w.value, teacher_x, teacher_w);
   check_rule(rule);
-  const Tensor x_ND = as_rows(x.value), targets_N = targets.contiguous().reshape({targets.numel()});
+  const Tensor x_ND = as_rows(x.value), targets_N = as_row_targets(targets, x_ND);
   const DType acc = acc_dtype(x_ND.dtype());
-  const int64_t N = x_ND.size(0), kept = count_rows(targets_N, ignore_index);
+  const int64_t N = x_ND.size(0), kept = count_rows(targets, ignore_index);
   Tensor kl_N = Tensor::empty({N}, acc, x_ND.device()), ce_N = Tensor::empty({N}, acc, x_ND.device()), dx, dw;
   if (grad_enabled() && x.node) dx = Tensor::empty_like(x_ND);
   if (grad_enabled() && w.node) dw = Tensor::empty(w.shape(), acc, x_ND.device());

@@ -41,7 +41,8 @@ Var swiglu(const Var& gate, const Var& up);
 // Over the last dimension.
 Var softmax(const Var& x);
 // Mean of -log softmax(x_ND w_VD^T)[target_N] over the rows whose target is not ignore_index; acc, shape ().
-// The gradient is made in the forward pass, chunk by chunk, while the logits exist.
+// The gradient is made in the forward pass, chunk by chunk, while the logits exist. Targets may lie on the
+// host whatever the device of x: there they are counted without waiting.
 Var linear_cross_entropy(const Var& x, const Var& w, const Tensor& targets, int32_t ignore_index = -100);
 
 // The same rows, learnt from a teacher too (arXiv 1503.02531): mean of weight * kl + (1 - weight) * ce with

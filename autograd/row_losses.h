@@ -20,9 +20,16 @@ inline void check_last_layer(const char* op, const Tensor& x, const Tensor& w, c
   check_dtypes_agree(op, x, w);
 }
 
+// On the host, so that nothing waits for a device: targets that are on one already come back for it.
 inline int64_t count_rows(const Tensor& targets, int32_t ignore_index) {
-  const int32_t* t = targets.data<int32_t>();
+  const Tensor on_host = targets.to(Device::cpu).contiguous();
+  const int32_t* t = on_host.data<int32_t>();
   return targets.numel() - std::count(t, t + targets.numel(), ignore_index);
+}
+
+// (N), where x is.
+inline Tensor as_row_targets(const Tensor& targets, const Tensor& x) {
+  return targets.contiguous().reshape({targets.numel()}).to(x.device());
 }
 
 // Summed in f64, whatever the number of rows; 0 if none counts.

@@ -8,6 +8,9 @@
 //
 // Inputs and cotangents are rounded to bf16 first, so that all dtypes see the same numbers and only the
 // arithmetic differs. Tolerances are |got - want| <= tol (1 + |want|); the inputs are of order 1.
+//
+// On another device than the CPU, values and gradients are compared with the CPU backend's own too, which is
+// a finer comparison: the two differ by the order of sums alone.
 #pragma once
 #include <functional>
 #include <limits>
@@ -19,7 +22,7 @@ namespace llatte::test {
 struct OpCase {
   std::string name;
   std::vector<Shape> inputs;
-  std::function<Var(const std::vector<Var>&)> op;
+  std::function<Var(const std::vector<Var>&)> op;  // what it captures follows the inputs' device
   std::function<Vec(const std::vector<Vec>&)> ref;
   // How many values that were rounded to bf16 (each by at most 2^-8 of itself) one result depends on in a
   // row. 0: the op is not defined on bf16.
@@ -44,7 +47,7 @@ inline Tensor transposed_view(const Tensor& x) { return x.transpose(0, -1).conti
 inline Tensor sliced_view(const Tensor& x) {
   Shape around = x.shape();
   for (int64_t& s : around) s += 3;
-  Tensor v = Tensor::full(around, std::numeric_limits<double>::quiet_NaN(), x.dtype());
+  Tensor v = Tensor::full(around, std::numeric_limits<double>::quiet_NaN(), x.dtype(), x.device());
   for (int d = 0; d < x.ndim(); ++d) v = v.slice(d, 1, 1 + x.size(d));
   v.copy_from(x);
   return v;
@@ -65,9 +68,9 @@ inline Prepared prepare(const OpCase& c) {
   return p;
 }
 
-inline std::vector<Tensor> tensors(const OpCase& c, const Prepared& p, DType t) {
+inline std::vector<Tensor> tensors(const OpCase& c, const Prepared& p, DType t, Device d = test_device()) {
   std::vector<Tensor> r;
-  for (size_t k = 0; k < p.in.size(); ++k) r.push_back(to_tensor(p.in[k], c.inputs[k], t));
+  for (size_t k = 0; k < p.in.size(); ++k) r.push_back(to_tensor(p.in[k], c.inputs[k], t, d));
   return r;
 }
 
@@ -83,7 +86,7 @@ inline std::vector<Vec> gradients(const OpCase& c, const Prepared& p, const std:
   std::vector<Var> vars;
   for (size_t k = 0; k < in.size(); ++k) vars.push_back(wants(k) ? leaf(in[k]) : constant(in[k]));
   const Var y = c.op(vars);
-  backward(y, to_tensor(p.cotangent, y.shape(), y.value.dtype()));
+  backward(y, to_tensor(p.cotangent, y.shape(), y.value.dtype(), y.value.device()));
   std::vector<Vec> r(in.size());
   for (size_t k = 0; k < in.size(); ++k) {
     if (!wants(k)) continue;
@@ -168,6 +171,36 @@ inline void check_gradients(const OpCase& c, const Prepared& p, const std::vecto
                gradients(c, p, viewed, [k](size_t i) { return i == k; })[k], proved[k], kF64Tol);
 }
 
+// ---- the device under test against the CPU backend
+// Of the largest number in a result. f32 and f64: the same terms, summed in another order. bf16: where the
+// two round to different sides, they are twice as far apart as each is from the truth.
+inline double backend_tolerance(const OpCase& c, DType t) {
+  return t == DType::f64 ? 1e-13 : t == DType::f32 ? 1e-5 : 2 * c.bf16_roundings / 256.0;
+}
+
+inline void check_backends_agree(const std::string& what, const Vec& got, const Vec& cpu, double tol) {
+  double largest = 0;
+  for (const double e : cpu) largest = std::max(largest, std::abs(e));
+  REQUIRE_MESSAGE(got.size() == cpu.size(), what);
+  size_t i = 0;
+  while (i < cpu.size() && std::abs(got[i] - cpu[i]) <= tol * largest) ++i;
+  if (i < cpu.size())
+    FAIL_CHECK(str(what, "[", i, "]: the device says ", got[i], ", the CPU ", cpu[i], ", the largest is ",
+                   largest, ", tolerance ", tol));
+}
+
+inline void check_against_cpu(const OpCase& c, const Prepared& p, const std::vector<DType>& types) {
+  const auto all = [](size_t) { return true; };
+  for (const DType t : types) {
+    const std::vector<Tensor> in = tensors(c, p, t), cpu_in = tensors(c, p, t, Device::cpu);
+    const double tol = backend_tolerance(c, t);
+    check_backends_agree(str(c.name, " value in ", name(t)), value(c, in), value(c, cpu_in), tol);
+    const std::vector<Vec> got = gradients(c, p, in, all), cpu = gradients(c, p, cpu_in, all);
+    for (size_t k = 0; k < got.size(); ++k)
+      check_backends_agree(str(c.name, " gradient of input ", k, " in ", name(t)), got[k], cpu[k], tol);
+  }
+}
+
 inline void check(const OpCase& c) {
   const Prepared p = prepare(c);
   std::vector<DType> types{DType::f64, DType::f32};
@@ -175,6 +208,7 @@ inline void check(const OpCase& c) {
   check_values(c, p, types);
   check_views(c, p);
   check_gradients(c, p, types);
+  if (test_device() != Device::cpu) check_against_cpu(c, p, types);
 }
 
 }  // namespace llatte::test

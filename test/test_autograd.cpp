@@ -11,7 +11,7 @@ namespace {
 
 Tensor of(const Vec& v, DType t = DType::f32) { return to_tensor(v, {int64_t(v.size())}, t); }
 Var leaf_of(const Vec& v, DType t = DType::f32) { return leaf(of(v, t)); }
-Tensor ones(const Var& y) { return Tensor::full(y.shape(), 1, y.value.dtype()); }
+Tensor ones(const Var& y) { return full(y.shape(), 1, y.value.dtype()); }
 
 template <class T>
 bool same_bits(const Tensor& a, const Tensor& b) {
@@ -134,24 +134,24 @@ TEST_CASE("what backward does not reach gets no gradient") {
 
 // ---- what is kept
 TEST_CASE("backward frees the tape as it goes") {
-  const Var x = leaf(Tensor::full({1 << 16}, 1));
-  const int64_t before = alloc_stats(Device::cpu).bytes;
+  const Var x = leaf(full({1 << 16}, 1));
+  const int64_t before = alloc_stats(test_device()).bytes;
   const Var y = [&] {
     Var v = x;
     for (int i = 0; i < 8; ++i) v = mul(v, v);
     return v;
   }();
-  CHECK(alloc_stats(Device::cpu).bytes >= before + 8 * (4 << 16));
+  CHECK(alloc_stats(test_device()).bytes >= before + 8 * (4 << 16));
   backward(y, ones(y));
-  CHECK(alloc_stats(Device::cpu).bytes <= before + 3 * (4 << 16));  // y, the ones (freed), the gradient
+  CHECK(alloc_stats(test_device()).bytes <= before + 3 * (4 << 16));  // y, the ones (freed), the gradient
 }
 
 TEST_CASE("the tape keeps no values of its own") {
-  const Var x = leaf(Tensor::full({1 << 16}, 1));
-  const int64_t before = alloc_stats(Device::cpu).bytes;
+  const Var x = leaf(full({1 << 16}, 1));
+  const int64_t before = alloc_stats(test_device()).bytes;
   Var y = x;
   for (int i = 0; i < 8; ++i) y = scale(y, 0.5);  // needs no activation
-  CHECK(alloc_stats(Device::cpu).bytes <= before + (4 << 16));
+  CHECK(alloc_stats(test_device()).bytes <= before + (4 << 16));
 }
 
 TEST_CASE("a chain of 200,000 ops neither recurses nor overflows, in backward or when dropped") {
@@ -246,11 +246,11 @@ TEST_CASE("recompute keeps x and y alone") {
   const int64_t one = 4 * 512 * 64;
   const Block f(64, 64, DType::f32);
   const Var x = leaf(random({512, 64}, DType::f32, 5));
-  const int64_t before = alloc_stats(Device::cpu).bytes;
+  const int64_t before = alloc_stats(test_device()).bytes;
   const Var kept = f(x);
-  const int64_t all = alloc_stats(Device::cpu).bytes - before;
+  const int64_t all = alloc_stats(test_device()).bytes - before;
   const Var again = recompute(f, x);
-  CHECK(alloc_stats(Device::cpu).bytes - before - all == one);
+  CHECK(alloc_stats(test_device()).bytes - before - all == one);
   CHECK(all >= 5 * one);
 }
 

@@ -2,9 +2,9 @@
 // borders of tiles and parts, several queries, the same bits under any number of threads.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <omp.h>
-#include <cstring>
 #include "nn/token_store.h"
 #include "test/near.h"
+#include "test/on_device.h"
 
 using namespace llatte;
 using namespace llatte::test;
@@ -54,7 +54,7 @@ struct Case {
     store.append(to_tensor(noise(z.B * z.S * z.W, rng), {z.B, z.S, z.W}, DType::f32));
   }
   Tensor run() const {
-    Tensor o = Tensor::empty({z.B, z.T, z.H, z.F}, q.dtype());
+    Tensor o = empty({z.B, z.T, z.H, z.F}, q.dtype());
     kernels::latent_attention(q, store.rows(), z.S, kScale, z.v0, o);
     return o;
   }
@@ -94,7 +94,7 @@ TEST_CASE("the same bits under any number of threads") {
     for (const int threads : {2, 3, 5}) {
       omp_set_num_threads(threads);
       const Tensor more = c.run();
-      CHECK(std::memcmp(one.raw(), more.raw(), one.bytes()) == 0);
+      CHECK(to_vec(one) == to_vec(more));
     }
     omp_set_num_threads(before);
   }
@@ -102,10 +102,10 @@ TEST_CASE("the same bits under any number of threads") {
 
 TEST_CASE("NaN in a row that a query sees stays visible") {
   TokenStore store(1, 70, {8}, CacheType::f32);
-  store.append(Tensor::full({1, 69, 8}, 0.5));
-  store.append(Tensor::full({1, 1, 8}, std::nan("")));
-  const Tensor q = Tensor::full({1, 1, 3, 8}, 1);
-  Tensor o = Tensor::empty({1, 1, 3, 6});
+  store.append(full({1, 69, 8}, 0.5));
+  store.append(full({1, 1, 8}, std::nan("")));
+  const Tensor q = full({1, 1, 3, 8}, 1);
+  Tensor o = empty({1, 1, 3, 6});
   kernels::latent_attention(q, store.rows(), int64_t(69), kScale, int64_t(2), o);
   for (const double e : to_vec(o)) CHECK(near(e, 0.5, 1e-6));  // f32, 69 equal terms
   kernels::latent_attention(q, store.rows(), int64_t(70), kScale, int64_t(2), o);

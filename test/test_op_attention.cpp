@@ -86,7 +86,7 @@ TEST_CASE("keys and values are read where they lie in a cache") {
   for (int i : {1, 2}) {  // a cache for 64 tokens, NaN where nothing was written yet
     Shape room = in[i].shape();
     room[1] = 64;
-    Tensor cache = Tensor::full(room, std::numeric_limits<double>::quiet_NaN());
+    Tensor cache = full(room, std::numeric_limits<double>::quiet_NaN());
     cache.slice(1, 0, z.S).copy_from(in[i]);
     in[i] = cache.slice(1, 0, z.S);
   }
@@ -96,20 +96,19 @@ TEST_CASE("keys and values are read where they lie in a cache") {
 
 TEST_CASE("large scores do not overflow") {
   const Shape s{1, 2, 1, 1};
-  const Tensor q = Tensor::full(s, 100), k = Tensor::from(Vec{-100, 100}, s).to(DType::f32);
-  const Tensor v = Tensor::from(Vec{3, 5}, s).to(DType::f32);
+  const Tensor q = full(s, 100), k = from(Vec{-100, 100}, s).to(DType::f32);
+  const Tensor v = from(Vec{3, 5}, s).to(DType::f32);
   const Var o = attention(constant(q), constant(k), constant(v), 1);
   CHECK(to_vec(o.value) == Vec{3, 5});  // exp(-20000) is 0 in any dtype
 }
 
 TEST_CASE("no [T,T] tensor, forward or backward") {
   const int64_t T = 1024;
-  const Var q = leaf(Tensor::full({1, T, 1, 4}, 1)), k = leaf(Tensor::full({1, T, 1, 4}, 1)),
-            v = leaf(Tensor::full({1, T, 1, 4}, 1));
-  const Tensor dout = Tensor::full({1, T, 1, 4}, 1);
-  reset_alloc_stats(Device::cpu);
+  const Var q = leaf(full({1, T, 1, 4}, 1)), k = leaf(full({1, T, 1, 4}, 1)), v = leaf(full({1, T, 1, 4}, 1));
+  const Tensor dout = full({1, T, 1, 4}, 1);
+  reset_alloc_stats(test_device());
   backward(attention(q, k, v, 0.5), dout);
-  CHECK(alloc_stats(Device::cpu).largest_request < T * T * 4 / 4);
+  CHECK(alloc_stats(test_device()).largest_request < T * T * 4 / 4);
 }
 
 TEST_CASE("attention: what does not fit is refused in words") {

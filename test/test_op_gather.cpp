@@ -17,7 +17,7 @@ Vec gather_ref(const Vec& x, int64_t N, int64_t C, int64_t I, const Ids& index) 
   return y;
 }
 
-Tensor ids(const Ids& v) { return Tensor::from(v, {static_cast<int64_t>(v.size())}); }
+Tensor ids(const Ids& v, Device d = test_device()) { return from(v, {static_cast<int64_t>(v.size())}, d); }
 
 // Values are copied. A gradient sums as many terms as an index repeats: in f32, rounded to bf16 once.
 void check_gather(const Shape& shape, int dim, const Ids& index) {
@@ -27,7 +27,7 @@ void check_gather(const Shape& shape, int dim, const Ids& index) {
   const int64_t C = shape[static_cast<size_t>(dim)];
   check({str("gather of ", shape, " along ", dim),
          {shape},
-         [=](auto& v) { return gather(v[0], dim, ids(index)); },
+         [=](auto& v) { return gather(v[0], dim, ids(index, v[0].value.device())); },
          [=](auto& v) { return gather_ref(v[0], N, C, I, index); },
          1});
 }
@@ -44,9 +44,9 @@ TEST_CASE("gather: values, views, gradients") {
 }
 
 TEST_CASE("gather: a dimension counts from the end too, and nothing may be picked") {
-  const Var x = constant(Tensor::from(Vec{1, 2, 3, 4}, {2, 2}));
+  const Var x = constant(from(Vec{1, 2, 3, 4}, {2, 2}));
   CHECK(to_vec(gather(x, -1, ids({1})).value) == Vec{2, 4});
-  CHECK(gather(x, 0, Tensor::zeros({0}, DType::i32)).shape() == Shape{0, 2});
+  CHECK(gather(x, 0, zeros({0}, DType::i32)).shape() == Shape{0, 2});
 }
 
 TEST_CASE("gather: what does not fit is refused in words") {
@@ -54,6 +54,6 @@ TEST_CASE("gather: what does not fit is refused in words") {
   check_rejects([&] { gather(x, 1, ids({0, 3})); }, "index 3 at place 1 is outside [-1,3)");
   check_rejects([&] { gather(x, 1, ids({-2})); }, "index -2 at place 0");
   check_rejects([&] { gather(x, 2, ids({0})); }, "dimension 2 of a tensor of shape (2,3)");
-  check_rejects([&] { gather(x, 0, Tensor::zeros({1})); }, "index must be i32, not f32");
-  check_rejects([&] { gather(x, 0, Tensor::zeros({1, 1}, DType::i32)); }, "index must be (M)");
+  check_rejects([&] { gather(x, 0, zeros({1})); }, "index must be i32, not f32");
+  check_rejects([&] { gather(x, 0, zeros({1, 1}, DType::i32)); }, "index must be (M)");
 }

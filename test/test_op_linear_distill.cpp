@@ -52,15 +52,17 @@ void check_loss(const Ids& targets, int64_t D, int64_t V, int64_t teacher_D, con
   const auto N = static_cast<int64_t>(targets.size());
   std::mt19937 rng(9);
   const Teacher teacher{noise(N * teacher_D, rng), noise(V * teacher_D, rng), teacher_D};
-  const auto of = [=](const Vec& v, int64_t rows, DType t) { return to_tensor(v, {rows, teacher_D}, t); };
+  const auto of = [=](const Vec& v, int64_t rows, const Tensor& like) {
+    return to_tensor(v, {rows, teacher_D}, like.dtype(), like.device());
+  };
   // bf16: as linear_cross_entropy, logits are f32; their gradient is rounded for the products, then the
   // result.
   check({str("linear_distill N=", N, " V=", V, " weight=", r.weight, " tau=", r.temperature),
          {{N, D}, {V, D}},
          [=](auto& v) {
-           const DType t = v[0].value.dtype();
-           return linear_distill(v[0], v[1], of(teacher.x, N, t), of(teacher.w, V, t),
-                                 Tensor::from(targets, {N}), r)
+           const Tensor& x = v[0].value;
+           return linear_distill(v[0], v[1], of(teacher.x, N, x), of(teacher.w, V, x),
+                                 from(targets, {N}, x.device()), r)
                .loss;
          },
          [=](auto& v) { return loss_ref(v[0], v[1], teacher, targets, D, r); },
@@ -75,8 +77,7 @@ Ids some_targets(int64_t N, int64_t V) {
 }
 
 DistillLoss distil(const Var& x, const Var& w, const DistillRule& r) {
-  return linear_distill(x, w, Tensor::full({2, 3}, 1), Tensor::full({5, 3}, 1),
-                        Tensor::zeros({2}, DType::i32), r);
+  return linear_distill(x, w, full({2, 3}, 1), full({5, 3}, 1), zeros({2}, DType::i32), r);
 }
 
 }  // namespace
@@ -90,7 +91,7 @@ TEST_CASE("linear_distill: values, views, gradients") {
 }
 
 TEST_CASE("the parts are those the loss is made of, and a teacher that agrees has kl 0") {
-  const Tensor targets = Tensor::from(Ids{1, 4}, {2});
+  const Tensor targets = from(Ids{1, 4}, {2});
   std::mt19937 rng(1);
   const Tensor x = to_tensor(noise(6, rng), {2, 3}, DType::f64),
                w = to_tensor(noise(15, rng), {5, 3}, DType::f64);
@@ -105,9 +106,9 @@ TEST_CASE("the parts are those the loss is made of, and a teacher that agrees ha
 }
 
 TEST_CASE("when every row is ignored loss and gradients are 0") {
-  const Var x = leaf(Tensor::full({2, 3}, 1)), w = leaf(Tensor::full({5, 3}, 1));
-  const DistillLoss d = linear_distill(x, w, Tensor::full({2, 3}, 1), Tensor::full({5, 3}, 2),
-                                       Tensor::full({2}, -100, DType::i32), {0.5, 1});
+  const Var x = leaf(full({2, 3}, 1)), w = leaf(full({5, 3}, 1));
+  const DistillLoss d =
+      linear_distill(x, w, full({2, 3}, 1), full({5, 3}, 2), full({2}, -100, DType::i32), {0.5, 1});
   CHECK(d.loss.value.item() == 0);
   backward(d.loss);
   CHECK(to_vec(x.grad()) == Vec(6, 0.0));
@@ -116,18 +117,17 @@ TEST_CASE("when every row is ignored loss and gradients are 0") {
 
 TEST_CASE("no [N,V] tensor: logits exist a chunk of rows at a time") {
   const int64_t N = 2048, D = 8, V = 1024;
-  const Var x = leaf(Tensor::full({N, D}, 1)), w = leaf(Tensor::full({V, D}, 1));
-  const Tensor tx = Tensor::full({N, D}, 1), tw = Tensor::full({V, D}, 1), t = Tensor::zeros({N}, DType::i32);
-  reset_alloc_stats(Device::cpu);
+  const Var x = leaf(full({N, D}, 1)), w = leaf(full({V, D}, 1));
+  const Tensor tx = full({N, D}, 1), tw = full({V, D}, 1), t = zeros({N}, DType::i32);
+  reset_alloc_stats(test_device());
   backward(linear_distill(x, w, tx, tw, t, {0.5, 1}).loss);
-  CHECK(alloc_stats(Device::cpu).largest_request <= N * V * 4 / 4);
+  CHECK(alloc_stats(test_device()).largest_request <= N * V * 4 / 4);
 }
 
 TEST_CASE("a NaN on either side is seen") {
-  const Tensor good = Tensor::full({2, 3}, 1), targets = Tensor::zeros({2}, DType::i32);
-  Tensor bad = good.clone();
-  bad.data<float>()[4] = NAN;
-  const Tensor w = Tensor::full({5, 3}, 1);
+  const Tensor good = full({2, 3}, 1), targets = zeros({2}, DType::i32);
+  const Tensor bad = to_tensor({1, 1, 1, 1, NAN, 1}, {2, 3}, DType::f32);
+  const Tensor w = full({5, 3}, 1);
   CHECK(std::isnan(linear_distill(constant(bad), constant(w), good, w, targets, {1, 1}).kl.item()));
   CHECK(std::isnan(linear_distill(constant(good), constant(w), bad, w, targets, {1, 1}).kl.item()));
 }
@@ -141,8 +141,7 @@ TEST_CASE("linear_distill: what does not fit is refused in words") {
   check_rejects([&] { distil(x, w, {1, 0}); }, "temperature 0 must be positive");
   check_rejects(
       [&] {
-        linear_distill(x, w, Tensor::full({2, 3}, 1), Tensor::full({5, 3}, 1), Tensor::from(Ids{0, 5}, {2}),
-                       {1, 1});
+        linear_distill(x, w, full({2, 3}, 1), full({5, 3}, 1), from(Ids{0, 5}, {2}), {1, 1});
       },
       "target 5 at row 1");
 }

@@ -38,9 +38,9 @@ TEST_CASE("rms_norm: values, views, gradients") {
 }
 
 TEST_CASE("a row of zeros gives zeros, thanks to eps") {
-  const Var x = leaf(Tensor::zeros({2, 33}));
-  const Var y = rms_norm(x, constant(Tensor::full({33}, 2)), 1e-5);
-  backward(y, Tensor::full({2, 33}, 1));
+  const Var x = leaf(zeros({2, 33}));
+  const Var y = rms_norm(x, constant(full({33}, 2)), 1e-5);
+  backward(y, full({2, 33}, 1));
   check_near("value", to_vec(y.value), Vec(66, 0.0), 0);
   check_near("gradient", to_vec(x.grad()), Vec(66, 2 / std::sqrt(1e-5)), 2e-6);  // dy w r
 }

@@ -10,11 +10,11 @@ namespace {
 struct Angles {
   int64_t S, F;
   double at(int64_t s, int64_t f) const { return double(s) * std::pow(100.0, -double(f) / double(F)); }
-  Tensor table(bool sine, DType t) const {
+  Tensor table(bool sine, DType t, Device d = test_device()) const {
     Vec v;
     for (int64_t s = 0; s < S; ++s)
       for (int64_t f = 0; f < F; ++f) v.push_back(sine ? std::sin(at(s, f)) : std::cos(at(s, f)));
-    return Tensor::from(v, {S, F}).to(t);
+    return to_tensor(v, {S, F}, t, d);
   }
 };
 
@@ -32,9 +32,10 @@ struct Turn {
 
   Var op(const Var& x) const {
     const DType t = acc_dtype(x.value.dtype());
+    const Device d = x.value.device();
     const Shape ps = int64_t(pos.size()) == T ? Shape{T} : Shape{B, T};
-    return rope(x, angles.table(false, t), angles.table(true, t), Tensor::from(pos, ps),
-                pairs.empty() ? Tensor() : Tensor::from(pairs, {H, P}));
+    return rope(x, angles.table(false, t, d), angles.table(true, t, d), from(pos, ps, d),
+                pairs.empty() ? Tensor() : from(pairs, {H, P}, d));
   }
 
   Vec ref(const Vec& x) const {
@@ -122,8 +123,8 @@ TEST_CASE("scores depend on the distance of positions alone") {
 TEST_CASE("rope: what does not fit is refused in words") {
   const Angles a{9, 4};
   const Tensor cos = a.table(false, DType::f32), sin = a.table(true, DType::f32);
-  const Tensor pos = Tensor::from(ascending(3), {3});
-  const auto pairs = [](const Ids& v, const Shape& s) { return Tensor::from(v, s); };
+  const Tensor pos = from(ascending(3), {3});
+  const auto pairs = [](const Ids& v, const Shape& s) { return from(v, s); };
   const Var x = some({1, 3, 2, 8});
   check_rejects([&] { rope(some({3, 2, 8}), cos, sin, pos); }, "x must be (B,T,H,2P), got (3,2,8)");
   check_rejects([&] { rope(some({1, 3, 2, 7}), cos, sin, pos); }, "must be even");
@@ -131,7 +132,7 @@ TEST_CASE("rope: what does not fit is refused in words") {
   check_rejects([&] { rope(some({1, 3, 2, 8}, DType::f64), cos, sin, pos); }, "must be f64, got f32 and f32");
   check_rejects([&] { rope(x, cos, sin.slice(0, 0, 5), pos); }, "got (9,4) and (5,4)");
   check_rejects([&] { rope(some({1, 2, 2, 8}), cos, sin, pos); }, "pos is (3), expected (T) = (2)");
-  check_rejects([&] { rope(x, cos, sin, Tensor::from(ascending(3, 7), {3})); }, "9");
+  check_rejects([&] { rope(x, cos, sin, from(ascending(3, 7), {3})); }, "9");
   check_rejects([&] { rope(x, cos, sin, pos, pairs({0, 1, 2, 3}, {1, 4})); }, "expected (H,P) = (2,4)");
   check_rejects([&] { rope(x, cos, sin, pos, pairs({0, 1, 2, 3, 0, 1, 2, 4}, {2, 4})); }, "4");
 }

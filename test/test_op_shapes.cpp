@@ -67,25 +67,25 @@ TEST_CASE("reshape, transpose, slice, concat: values, views, gradients") {
 }
 
 TEST_CASE("slice then concat gives the tensor back, and its gradient is exact") {
-  const Var x = leaf(Tensor::from(Vec{1, 2, 3, 4, 5, 6}, {2, 3}));
+  const Var x = leaf(from(Vec{1, 2, 3, 4, 5, 6}, {2, 3}));
   const Var y = concat(slice(x, 1, 0, 1), slice(x, 1, 1, 3), 1);
   CHECK(to_vec(y.value) == to_vec(x.value));
   const Vec c{1, -2, 3, -4, 5, -6};
-  backward(y, Tensor::from(c, {2, 3}));
+  backward(y, from(c, {2, 3}));
   CHECK(to_vec(x.grad()) == c);
 }
 
 TEST_CASE("cast rounds once on the way up and keeps f32 gradients of bf16 leaves whole") {
   const float third = 1.0f / 3;
-  const Var x = leaf(Tensor::from(std::vector<float>{third}, {1}));
+  const Var x = leaf(from(std::vector<float>{third}, {1}));
   const Var y = cast(x, DType::bf16);
   CHECK(y.value.item() == double(float(bf16(third))));
-  backward(y, Tensor::full({1}, 2, DType::bf16));
+  backward(y, full({1}, 2, DType::bf16));
   CHECK(x.grad().dtype() == DType::f32);
   CHECK(x.grad().item() == 2);
 
-  const Var b = leaf(Tensor::full({1}, 1, DType::bf16));
-  backward(cast(b, DType::f32), Tensor::from(std::vector<float>{third}, {1}));
+  const Var b = leaf(full({1}, 1, DType::bf16));
+  backward(cast(b, DType::f32), from(std::vector<float>{third}, {1}));
   CHECK(b.grad().dtype() == DType::f32);
   CHECK(b.grad().item() == double(third));  // not rounded to bf16
 }

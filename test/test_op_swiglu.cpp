@@ -23,9 +23,9 @@ TEST_CASE("swiglu: values, views, gradients") {
 }
 
 TEST_CASE("large gates neither overflow nor turn into NaN") {
-  const Var gate = leaf(Tensor::from(Vec{-1000, -100, 0, 100, 1000}, {5}).to(DType::f32));
-  const Var y = swiglu(gate, constant(Tensor::full({5}, 1)));
-  backward(y, Tensor::full({5}, 1));
+  const Var gate = leaf(from(Vec{-1000, -100, 0, 100, 1000}, {5}).to(DType::f32));
+  const Var y = swiglu(gate, constant(full({5}, 1)));
+  backward(y, full({5}, 1));
   // silu is 0 or the identity there, to far below f32.
   check_near("value", to_vec(y.value), {0, 0, 0, 100, 1000}, 1e-6);
   check_near("gradient", to_vec(gate.grad()), {0, 0, 0.5, 1, 1}, 1e-6);

@@ -4,6 +4,7 @@
 #include <limits>
 #include "nn/token_store.h"
 #include "test/near.h"
+#include "test/on_device.h"
 
 using namespace llatte;
 using namespace llatte::test;
@@ -123,7 +124,7 @@ TEST_CASE("lengths: truncate, then write over; what does not fit is refused in w
   CHECK(to_vec(store.read(DType::f32, {3})) == want);
   check_rejects([&] { store.append(y); }, "3 tokens held and 2 new ones exceed its capacity of 4");
   check_rejects([&] { store.truncate(4); }, "cannot truncate 3 tokens to 4");
-  check_rejects([&] { store.append(Tensor::zeros({2, 1, 3})); }, "made for 1 sequences, given 2");
-  check_rejects([&] { store.append(Tensor::zeros({1, 1, 4})); }, "rows are 3 numbers a token, given (1,1,4)");
+  check_rejects([&] { store.append(zeros({2, 1, 3})); }, "made for 1 sequences, given 2");
+  check_rejects([&] { store.append(zeros({1, 1, 4})); }, "rows are 3 numbers a token, given (1,1,4)");
   check_rejects([&] { store.read(DType::f32, {4}); }, "cannot be read as (4)");
 }
