@@ -2,42 +2,14 @@
 // strides allow; the innermost one is vectorised where both sides are dense. Rounding: see tensor/dtype.h
 // (f64 reaches bf16 through f32); a float becomes i32 by truncation.
 #include <algorithm>
-#include <array>
 #include "tensor/cpu/parallel.h"
 #include "tensor/kernels.h"
+#include "tensor/strided.h"
 
 namespace llatte::cpu {
 namespace {
 
-constexpr int kMaxDims = 8;
 constexpr int64_t kBlock = 1 << 13;  // numbers of a row that one thread takes at a time
-
-struct Loop {
-  int64_t n, sx, sy;
-};
-
-// Outermost first; always at least one.
-struct Loops {
-  std::array<Loop, kMaxDims> at;
-  int count = 0;
-
-  void append(Loop l) {
-    if (l.n == 1) return;
-    Loop& last = at[static_cast<size_t>(std::max(count - 1, 0))];
-    const bool merges = count > 0 && last.sx == l.n * l.sx && last.sy == l.n * l.sy;
-    if (merges) last = {last.n * l.n, l.sx, l.sy};
-    else at[static_cast<size_t>(count++)] = l;
-  }
-};
-
-Loops loops_over(const Tensor& x, const Tensor& y) {
-  LLATTE_CHECK(x.shape() == y.shape(), "copy: ", x.shape(), " does not fit ", y.shape());
-  LLATTE_CHECK(x.ndim() <= kMaxDims, "copy: ", x.shape(), " has more than ", kMaxDims, " dimensions");
-  Loops l;
-  for (int d = 0; d < x.ndim(); ++d) l.append({x.size(d), x.stride(d), y.stride(d)});
-  if (l.count == 0) l.at[static_cast<size_t>(l.count++)] = {1, 1, 1};
-  return l;
-}
 
 template <class To, class From>
 To convert(From v) {
@@ -76,7 +48,7 @@ void run(const X* x, Y* y, const Loops& loops) {
 }  // namespace
 
 void copy(const Tensor& x, Tensor& y) {
-  const Loops loops = loops_over(x, y);
+  const Loops loops = loops_over("copy", x, y);
   if (x.numel() == 0) return;
   dispatch_any(x.dtype(), "copy", [&]<class X>() {
     dispatch_any(y.dtype(), "copy", [&]<class Y>() { run(x.ptr<X>(), y.ptr<Y>(), loops); });
