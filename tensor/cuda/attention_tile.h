@@ -1,0 +1,376 @@
+// The tile loops of attention, forward, backward and decoding, in one place: everything is one product of
+// tiles,
+//   C[8R, 16C] += a^T b,   a [depth, 8R] and b [depth, 16C] in shared memory,
+// by 128 threads, of which thread (y, x) of 8 x 16 owns rows R y .. R y + R - 1 and columns C x .. C x + C -
+// 1 of C in registers: R + C numbers are read for R C multiplications. (Tensor cores would go into
+// multiply().)
+//   rows      queries of a stream: those of all heads that share a key head, m = token * group + head, so
+//   that
+//             grouped heads, one head, and the H heads of latent decoding are the same loop
+//   widths    any: products over E or F go through panels of kDepth columns, results through chunks of kSide
+//             columns, NC of them in registers; wider results are made by several blocks (slices)
+// Sums have a fixed order. Private to tensor/cuda.
+#pragma once
+#include <cmath>
+#include <limits>
+#include "tensor/cuda/launch.h"
+
+namespace llatte::cuda {
+
+constexpr int kTileThreads = 128, kThreadsAcross = 16;
+constexpr int kDepth = 32;  // depth of the panels that go through shared memory
+template <class A>
+constexpr int kSide = sizeof(A) == 4 ? 64 : 32;  // keys of a tile, and columns of a chunk of results
+template <class A>
+constexpr int kC = kSide<A> / kThreadsAcross;  // columns a thread owns: 16 bytes
+template <class A>
+constexpr int kPad = 16 / sizeof(A);  // keeps rows of panels 16-byte aligned, and writes to columns apart
+// Below every score, yet finite: exp(kFloor - kFloor) = 1 where a query has seen nothing yet.
+template <class A>
+constexpr A kFloor = std::numeric_limits<A>::lowest() / 2;
+
+__device__ inline float exp_of(float x) { return expf(x); }
+__device__ inline double exp_of(double x) { return exp(x); }
+__device__ inline float log_of(float x) { return logf(x); }
+__device__ inline double log_of(double x) { return log(x); }
+
+__device__ inline int thread_row() { return int(threadIdx.x) / kThreadsAcross; }
+__device__ inline int thread_column() { return int(threadIdx.x) % kThreadsAcross; }
+
+// Over the 16 threads that own the same rows.
+template <class A>
+__device__ A row_max(A x) {
+  for (int step = kThreadsAcross / 2; step > 0; step /= 2) {
+    const A other = __shfl_xor_sync(0xffffffffu, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+template <class A>
+__device__ A row_sum(A x) {
+  for (int step = kThreadsAcross / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+// ---- rows of numbers, as they lie in memory. of(stream): those of one (sequence, key head).
+// Heads of a (B,T,heads,width) tensor, dense in its last two dimensions; row m is token m / group.
+template <class T>
+struct FloatRows {
+  T* data;
+  int64_t batch, step;  // elements from one sequence, and one token, to the next
+  int streams, group, width;
+  bool packed;  // every row begins on 16 bytes and is a multiple of them
+
+  __device__ FloatRows of(int stream) const {
+    FloatRows r = *this;
+    r.data += stream / streams * batch + int64_t(stream % streams) * group * width;
+    return r;
+  }
+  __device__ T* row(int m) const {
+    return group == 1 ? data + m * step : data + m / group * step + int64_t(m % group) * width;
+  }
+};
+
+// Columns [begin, begin + width) of rows of codes (tensor/cpu/cache_rows.h says how they are packed).
+template <int Bits>
+struct CodeRows {
+  const uint8_t* codes;
+  const bf16* scales;
+  const int32_t* groups;
+  int64_t batch_bytes, row_bytes, batch_scales;
+  int G, half, begin, width;  // half: columns in the low halves of the bytes of 4-bit codes
+
+  struct Column {
+    int byte, shift, group;
+  };
+  __device__ CodeRows of(int stream) const {
+    CodeRows r = *this;
+    r.codes += stream * batch_bytes;
+    r.scales += stream * batch_scales;
+    return r;
+  }
+  __device__ Column column(int c) const {
+    const int j = begin + c;
+    int g = 0;
+    while (g + 1 < G && groups[g + 1] <= j) ++g;
+    if (Bits == 8) return {j, 0, g};
+    return j < half ? Column{j, 0, g} : Column{j - half, 4, g};
+  }
+  template <class A>
+  __device__ A at(int m, const Column& c) const {
+    const uint8_t byte = codes[m * row_bytes + c.byte];
+    const int code = Bits == 8 ? int(int8_t(byte)) : int(byte >> c.shift & 15) - 8;
+    return A(code) * A(float(scales[int64_t(m) * G + c.group]));
+  }
+};
+
+// N numbers of row m from column c on, zeros beyond the width.
+template <int N, class A, class T>
+__device__ void load_pack(const FloatRows<T>& x, int m, int c, A (&to)[N]) {
+  using Value = std::remove_const_t<T>;
+  const T* from = x.row(m) + c;
+  if (x.packed && c + N <= x.width) {
+    const auto pack = *reinterpret_cast<const Pack<Value, N>*>(from);
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = A(pack.at[i]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) to[i] = c + i < x.width ? A(from[i]) : A(0);
+  }
+}
+
+// ---- panels: to[c][i] = x[first + i][c0 + c] and to[i][c] = x[first + i][c0 + c], zeros where x ends.
+template <int W, class A, int LD, class T>
+__device__ void load_transposed(const FloatRows<T>& x, int first, int rows, int c0, A (&to)[kDepth][LD]) {
+  constexpr int N = 16 / sizeof(T);
+#pragma unroll 2
+  for (int i = threadIdx.x; i < W * (kDepth / N); i += kTileThreads) {
+    const int row = i % W, c = i / W * N;  // a warp writes side by side
+    if (c0 + c >= x.width) break;
+    A pack[N] = {};
+    if (row < rows) load_pack(x, first + row, c0 + c, pack);
+#pragma unroll
+    for (int j = 0; j < N; ++j) to[c + j][row] = pack[j];
+  }
+}
+template <int W, class A, int LD, int Bits>
+__device__ void load_transposed(const CodeRows<Bits>& x, int first, int rows, int c0, A (&to)[kDepth][LD]) {
+  const int c = int(threadIdx.x) % kDepth;
+  if (c0 + c >= x.width) return;
+  const auto column = x.column(c0 + c);
+#pragma unroll 2
+  for (int i = int(threadIdx.x) / kDepth; i < W; i += kTileThreads / kDepth)
+    to[c][i] = i < rows ? x.template at<A>(first + i, column) : A(0);
+}
+
+template <class A, int LD, class T>
+__device__ void load_natural(const FloatRows<T>& x, int first, int rows, int c0, A (&to)[kDepth][LD]) {
+  constexpr int N = 16 / sizeof(T), packs = kSide<A> / N;
+#pragma unroll 2
+  for (int i = threadIdx.x; i < rows * packs; i += kTileThreads) {
+    const int row = i / packs, c = i % packs * N;
+    A pack[N];
+    load_pack(x, first + row, c0 + c, pack);
+#pragma unroll
+    for (int j = 0; j < N; ++j) to[row][c + j] = pack[j];
+  }
+}
+template <class A, int LD, int Bits>
+__device__ void load_natural(const CodeRows<Bits>& x, int first, int rows, int c0, A (&to)[kDepth][LD]) {
+  const int c = int(threadIdx.x) % kSide<A>;
+  const bool inside = c0 + c < x.width;
+  const auto column = x.column(inside ? c0 + c : 0);
+#pragma unroll 2
+  for (int i = int(threadIdx.x) / kSide<A>; i < rows; i += kTileThreads / kSide<A>)
+    to[i][c] = inside ? x.template at<A>(first + i, column) : A(0);
+}
+
+// ---- the product
+template <int N, class A>
+__device__ void load_fragment(const A* from, A (&to)[N]) {
+  constexpr int V = N < kPad<A> ? N : kPad<A>;
+#pragma unroll
+  for (int i = 0; i < N; i += V) {
+    const auto pack = *reinterpret_cast<const Pack<A, V>*>(from + i);
+#pragma unroll
+    for (int j = 0; j < V; ++j) to[i + j] = pack.at[j];
+  }
+}
+
+// sum[r][c] += a[k][R y + r] b[k][C x + c] over k in [0, depth); a begins at row `first`.
+template <int R, int C, class A, int DA, int LA, int DB, int LB>
+__device__ void multiply(const A (&a)[DA][LA], int first, const A (&b)[DB][LB], int depth, A (&sum)[R][C]) {
+  const int i = R * thread_row(), j = C * thread_column();
+#pragma unroll 4
+  for (int k = 0; k < depth; ++k) {
+    A x[R], y[C];
+    load_fragment(&a[first + k][i], x);
+    load_fragment(&b[k][j], y);
+#pragma unroll
+    for (int r = 0; r < R; ++r)
+#pragma unroll
+      for (int c = 0; c < C; ++c) sum[r][c] += x[r] * y[c];
+  }
+}
+
+// What a block shares. left and right: the panels; p: a tile of probabilities, or of their gradients.
+template <class A, int R>
+struct AttentionShared {
+  alignas(16) A left[kDepth][8 * R + kPad<A>];
+  alignas(16) A right[kDepth][kSide<A> + kPad<A>];
+  alignas(16) A p[kSide<A>][8 * R + kPad<A>];
+  int seen[8 * R];  // keys that each row of the tile may see
+};
+
+// sum[r][c] = <row m0 + R y + r of x, row k0 + C x + c of y>.
+template <int R, int C, class A, class X, class Y>
+__device__ void products_of_rows(AttentionShared<A, R>& s, const X& x, int m0, int m_rows, const Y& y, int k0,
+                                 int k_rows, A (&sum)[R][C]) {
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int c = 0; c < C; ++c) sum[r][c] = 0;
+  for (int e = 0; e < x.width; e += kDepth) {
+    load_transposed<8 * R>(x, m0, m_rows, e, s.left);
+    load_transposed<kSide<A>>(y, k0, k_rows, e, s.right);
+    __syncthreads();
+    multiply(s.left, 0, s.right, min(kDepth, x.width - e), sum);
+    __syncthreads();
+  }
+}
+
+// sum[n][r][c] += sum over i < rows of s.p[i][R y + r] x[first + i][column + n kSide + C x + c].
+template <int NC, int R, int C, class A, class X>
+__device__ void add_weighted_rows(AttentionShared<A, R>& s, const X& x, int first, int rows, int column,
+                                  A (&sum)[NC][R][C]) {
+#pragma unroll
+  for (int n = 0; n < NC; ++n) {
+    const int c0 = column + n * kSide<A>;
+    if (c0 >= x.width) break;  // the same for all threads
+    for (int d = 0; d < rows; d += kDepth) {
+      const int depth = min(kDepth, rows - d);
+      load_natural(x, first + d, depth, c0, s.right);
+      __syncthreads();
+      multiply(s.p, d, s.right, depth, sum[n]);
+      __syncthreads();
+    }
+  }
+}
+
+// s.p[C x + c][R y + r] = tile[r][c]. Whoever reads s.p waits in between.
+template <int R, int C, class A>
+__device__ void store_tile_transposed(const A (&tile)[R][C], AttentionShared<A, R>& s) {
+#pragma unroll
+  for (int c = 0; c < C; ++c)
+#pragma unroll
+    for (int r = 0; r < R; ++r) s.p[C * thread_column() + c][R * thread_row() + r] = tile[r][c];
+}
+
+// s.p[R y + r][C x + c] = tile[r][c].
+template <int R, int C, class A, class S>
+__device__ void store_tile(const A (&tile)[R][C], S& s) {
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int c = 0; c < C; ++c) s.p[R * thread_row() + r][C * thread_column() + c] = tile[r][c];
+}
+
+// Row m0 + R y + r of y, columns column + n kSide + C x + c: sum times factor[r].
+template <int NC, int R, int C, class A, class T>
+__device__ void store_rows(const FloatRows<T>& y, int m0, int M, int column, const A (&factor)[R],
+                           const A (&sum)[NC][R][C]) {
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const int m = m0 + R * thread_row() + r;
+    if (m >= M) continue;
+    T* row = y.row(m);
+#pragma unroll
+    for (int n = 0; n < NC; ++n) {
+      const int f = column + n * kSide<A> + C * thread_column();
+      Pack<T, C> pack;
+#pragma unroll
+      for (int c = 0; c < C; ++c) pack.at[c] = T(sum[n][r][c] * factor[r]);
+      if (y.packed && f + C <= y.width) *reinterpret_cast<Pack<T, C>*>(row + f) = pack;
+      else
+        for (int c = 0; c < C; ++c)
+          if (f + c < y.width) row[f + c] = pack.at[c];
+    }
+  }
+}
+
+// ---- which query sees which key
+struct AttentionSizes {
+  int T, S, H, K, group, M;  // M = T * group rows of queries in a stream
+  __host__ __device__ int visible(int m) const { return m / group + S - T + 1; }
+  // Where row m of a stream is in a [B,H,T] tensor.
+  __device__ int64_t statistic(int stream, int m) const {
+    return (int64_t(stream / K) * H + stream % K * group + m % group) * T + m / group;
+  }
+};
+
+// ---- online softmax (arXiv 2205.14135)
+template <class A, int R, int NC>
+struct SoftmaxState {
+  A top[R], sum[R], o[NC][R][kC<A>];  // sum: this thread's columns only, until finish()
+
+  __device__ void start() {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      top[r] = kFloor<A>, sum[r] = 0;
+#pragma unroll
+      for (int n = 0; n < NC; ++n)
+#pragma unroll
+        for (int c = 0; c < kC<A>; ++c) o[n][r][c] = 0;
+    }
+  }
+
+  // Scores become probabilities relative to the new highest score; what was summed so far shrinks to match.
+  __device__ void update(const AttentionShared<A, R>& s, int k0, A scale, A (&p)[R][kC<A>]) {
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      A high = top[r];
+      const int seen = s.seen[R * thread_row() + r];
+#pragma unroll
+      for (int c = 0; c < kC<A>; ++c) {
+        const bool sees = k0 + kC<A> * thread_column() + c < seen;
+        p[r][c] = sees ? p[r][c] * scale : -std::numeric_limits<A>::infinity();
+        high = p[r][c] > high ? p[r][c] : high;
+      }
+      high = row_max(high);
+      const A shrink = exp_of(top[r] - high);
+      top[r] = high;
+      sum[r] *= shrink;
+#pragma unroll
+      for (int c = 0; c < kC<A>; ++c) sum[r] += p[r][c] = exp_of(p[r][c] - high);
+#pragma unroll
+      for (int n = 0; n < NC; ++n)
+#pragma unroll
+        for (int c = 0; c < kC<A>; ++c) o[n][r][c] *= shrink;
+    }
+  }
+  __device__ void finish() {
+#pragma unroll
+    for (int r = 0; r < R; ++r) sum[r] = row_sum(sum[r]);
+  }
+};
+
+// One tile of queries against keys [begin, end).
+template <class A, int R, int NC, class Q, class K, class V>
+__device__ void attend(AttentionShared<A, R>& s, const AttentionSizes& z, const Q& q, const K& k, const V& v,
+                       int m0, int begin, int end, int column, A scale, SoftmaxState<A, R, NC>& state) {
+  state.start();
+  for (int i = threadIdx.x; i < 8 * R; i += kTileThreads) s.seen[i] = min(z.visible(m0 + i), end);
+  for (int k0 = begin; k0 < end; k0 += kSide<A>) {
+    const int keys = min(kSide<A>, end - k0);
+    A p[R][kC<A>];
+    products_of_rows(s, q, m0, min(8 * R, z.M - m0), k, k0, keys, p);
+    state.update(s, k0, scale, p);
+    store_tile_transposed(p, s);
+    add_weighted_rows(s, v, k0, keys, column, state.o);
+  }
+  state.finish();
+}
+
+// ---- on the host
+template <class T, class X>
+FloatRows<T> float_rows(X& x, int64_t heads, int64_t group) {  // x (B,T,heads,width)
+  const int64_t size = sizeof(T), width = x.size(3);
+  const auto on_16_bytes = [](int64_t bytes) { return bytes % 16 == 0; };
+  T* data = x.template ptr<std::remove_const_t<T>>();
+  return {data,
+          x.stride(0),
+          x.stride(1),
+          int(heads / group),
+          int(group),
+          int(width),
+          on_16_bytes(reinterpret_cast<intptr_t>(data)) && on_16_bytes(width * size) &&
+              on_16_bytes(x.stride(0) * size) && on_16_bytes(x.stride(1) * size)};
+}
+
+inline AttentionSizes attention_sizes(int64_t T, int64_t S, int64_t H, int64_t K) {
+  LLATTE_CHECK(T * H <= std::numeric_limits<int>::max() / 2 && S <= std::numeric_limits<int>::max() / 2,
+               "attention: ", T, " queries of ", H, " heads over ", S, " keys are too many for one sequence");
+  return {int(T), int(S), int(H), int(K), int(H / K), int(T * (H / K))};
+}
+
+}  // namespace llatte::cuda
