@@ -167,16 +167,15 @@ void backward(const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor
   launch("attention_delta", {blocks_for(rows, kTileThreads / 32), kTileThreads}, attention_delta<T>,
          dout.data<T>(), o.data<T>(), rows, z.H, z.T, int(F), delta.data<A>());
   const Backward<T> b{z,
-                      float_rows<const T>(q, z.H, z.group),
-                      float_rows<const T>(k, z.K, 1),
-                      float_rows<const T>(v, z.K, 1),
-                      float_rows<const T>(dout, z.H, z.group),
+                      rows_of<T>(q, z.group),
+                      rows_of<T>(k, 1),
+                      rows_of<T>(v, 1),
+                      rows_of<T>(dout, z.group),
                       lse.data<A>(),
                       delta.data<A>(),
                       A(scale),
                       int(q.size(0)) * z.K};
-  const auto dqs = float_rows<T>(dq, z.H, z.group), dks = float_rows<T>(dk, z.K, 1),
-             dvs = float_rows<T>(dv, z.K, 1);
+  const auto dqs = rows_of<T>(dq, z.group), dks = rows_of<T>(dk, 1), dvs = rows_of<T>(dv, 1);
   if (std::max(q.size(3), F) <= kSide<A>) launch_backward<T, 1>(b, dqs, dks, dvs);
   else launch_backward<T, 2>(b, dqs, dks, dvs);
 }

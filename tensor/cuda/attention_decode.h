@@ -26,7 +26,7 @@ struct Parts {
 };
 
 template <class A, int R, class K, class V>
-__global__ void __launch_bounds__(kTileThreads, 3)
+__global__ void __launch_bounds__(kTileThreads, sizeof(A) == 4 ? 3 : 2)
     attention_part(AttentionSizes z, FloatRows<const A> qs, K ks, V vs, A scale, Parts<A> parts, int tiles) {
   constexpr int NC = kDecodeChunks;
   auto& s = block_shared<AttentionShared<A, R>>();
@@ -60,7 +60,7 @@ struct MergeShared {
 // o = sum over parts of w o_part / sum of w sum_part, w = exp(top_part - highest top); a block for each row.
 // lse may be null.
 template <class T, class A>
-__global__ void __launch_bounds__(kTileThreads, 3)
+__global__ void __launch_bounds__(kTileThreads)
     merge_parts(AttentionSizes z, Parts<A> parts, FloatRows<T> os, A* lse) {
   auto& s = block_shared<MergeShared<A>>();
   const int stream = int(blockIdx.x) / z.M, m = int(blockIdx.x) % z.M;
@@ -108,12 +108,12 @@ void decode(const char* name, const AttentionSizes& z, const Tensor& q, const K&
   Tensor statistics = Tensor::empty(Shape{2, rows}, dtype_of<A>(), Device::cuda);
   A* top = statistics.data<A>();
   const Parts<A> parts{sums.data<A>(), top, top + rows, streams, tokens, count};
-  const auto qs = float_rows<const A>(q, z.H, z.group);
+  const auto qs = rows_of<A>(q, z.group);
   if (z.M <= 8) launch_parts<A, 1>(name, z, qs, k, v, scale, parts);
   else if (z.M <= 16) launch_parts<A, 2>(name, z, qs, k, v, scale, parts);
   else launch_parts<A, 4>(name, z, qs, k, v, scale, parts);
   launch("merge_parts", {unsigned(streams * z.M), kTileThreads, sizeof(MergeShared<A>)}, merge_parts<T, A>, z,
-         parts, float_rows<T>(o, z.H, z.group), lse);
+         parts, rows_of<T>(o, z.group), lse);
 }
 
 }  // namespace llatte::cuda

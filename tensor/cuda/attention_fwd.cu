@@ -41,8 +41,8 @@ void forward_tiles(const AttentionSizes& z, const Tensor& q, const Tensor& k, co
   const unsigned tiles = blocks_for(z.M, 8 * R), slices = blocks_for(v.size(3), NC * kSide<A>);
   launch("attention_forward",
          {dim3(tiles * unsigned(streams), slices), kTileThreads, sizeof(AttentionShared<A, R>)},
-         attention_forward<T, R, NC>, z, float_rows<const T>(q, z.H, z.group), float_rows<const T>(k, z.K, 1),
-         float_rows<const T>(v, z.K, 1), A(scale), float_rows<T>(o, z.H, z.group), lse.data<A>(), streams);
+         attention_forward<T, R, NC>, z, rows_of<T>(q, z.group), rows_of<T>(k, 1), rows_of<T>(v, 1), A(scale),
+         rows_of<T>(o, z.group), lse.data<A>(), streams);
 }
 
 constexpr int kFewRows = 32;  // of queries in a stream: up to here its keys are shared out among blocks
@@ -52,8 +52,8 @@ void forward(const Tensor& q, const Tensor& k, const Tensor& v, double scale, Te
   using A = acc_t<T>;
   const AttentionSizes z = attention_sizes(q.size(1), k.size(1), q.size(2), k.size(2));
   if (z.M <= kFewRows)
-    return decode<T, A>("attention_part", z, q.to(dtype_of<A>()), float_rows<const T>(k, z.K, 1),
-                        float_rows<const T>(v, z.K, 1), A(scale), o, lse.data<A>());
+    return decode<T, A>("attention_part", z, q.to(dtype_of<A>()), rows_of<T>(k, 1), rows_of<T>(v, 1),
+                        A(scale), o, lse.data<A>());
   if (v.size(3) <= kSide<A>) forward_tiles<T, 1>(z, q, k, v, scale, o, lse);
   else forward_tiles<T, 2>(z, q, k, v, scale, o, lse);
 }

@@ -11,9 +11,9 @@
 //             columns, NC of them in registers; wider results are made by several blocks (slices)
 // Sums have a fixed order. Private to tensor/cuda.
 #pragma once
-#include <cmath>
 #include <limits>
-#include "tensor/cuda/launch.h"
+#include "tensor/cuda/cache_rows.h"
+#include "tensor/cuda/device_math.h"
 
 namespace llatte::cuda {
 
@@ -28,11 +28,6 @@ constexpr int kPad = 16 / sizeof(A);  // keeps rows of panels 16-byte aligned, a
 // Below every score, yet finite: exp(kFloor - kFloor) = 1 where a query has seen nothing yet.
 template <class A>
 constexpr A kFloor = std::numeric_limits<A>::lowest() / 2;
-
-__device__ inline float exp_of(float x) { return expf(x); }
-__device__ inline double exp_of(double x) { return exp(x); }
-__device__ inline float log_of(float x) { return logf(x); }
-__device__ inline double log_of(double x) { return log(x); }
 
 __device__ inline int thread_row() { return int(threadIdx.x) / kThreadsAcross; }
 __device__ inline int thread_column() { return int(threadIdx.x) % kThreadsAcross; }
@@ -68,39 +63,6 @@ struct FloatRows {
   }
   __device__ T* row(int m) const {
     return group == 1 ? data + m * step : data + m / group * step + int64_t(m % group) * width;
-  }
-};
-
-// Columns [begin, begin + width) of rows of codes (tensor/cpu/cache_rows.h says how they are packed).
-template <int Bits>
-struct CodeRows {
-  const uint8_t* codes;
-  const bf16* scales;
-  const int32_t* groups;
-  int64_t batch_bytes, row_bytes, batch_scales;
-  int G, half, begin, width;  // half: columns in the low halves of the bytes of 4-bit codes
-
-  struct Column {
-    int byte, shift, group;
-  };
-  __device__ CodeRows of(int stream) const {
-    CodeRows r = *this;
-    r.codes += stream * batch_bytes;
-    r.scales += stream * batch_scales;
-    return r;
-  }
-  __device__ Column column(int c) const {
-    const int j = begin + c;
-    int g = 0;
-    while (g + 1 < G && groups[g + 1] <= j) ++g;
-    if (Bits == 8) return {j, 0, g};
-    return j < half ? Column{j, 0, g} : Column{j - half, 4, g};
-  }
-  template <class A>
-  __device__ A at(int m, const Column& c) const {
-    const uint8_t byte = codes[m * row_bytes + c.byte];
-    const int code = Bits == 8 ? int(int8_t(byte)) : int(byte >> c.shift & 15) - 8;
-    return A(code) * A(float(scales[int64_t(m) * G + c.group]));
   }
 };
 
@@ -352,19 +314,22 @@ __device__ void attend(AttentionShared<A, R>& s, const AttentionSizes& z, const 
 }
 
 // ---- on the host
-template <class T, class X>
-FloatRows<T> float_rows(X& x, int64_t heads, int64_t group) {  // x (B,T,heads,width)
-  const int64_t size = sizeof(T), width = x.size(3);
+template <class T>
+FloatRows<T> rows_at(T* data, int64_t batch, int64_t step, int64_t streams, int64_t group, int64_t width) {
   const auto on_16_bytes = [](int64_t bytes) { return bytes % 16 == 0; };
-  T* data = x.template ptr<std::remove_const_t<T>>();
-  return {data,
-          x.stride(0),
-          x.stride(1),
-          int(heads / group),
-          int(group),
-          int(width),
-          on_16_bytes(reinterpret_cast<intptr_t>(data)) && on_16_bytes(width * size) &&
-              on_16_bytes(x.stride(0) * size) && on_16_bytes(x.stride(1) * size)};
+  const int64_t size = sizeof(T);
+  const bool packed = on_16_bytes(reinterpret_cast<intptr_t>(data)) && on_16_bytes(width * size) &&
+                      on_16_bytes(batch * size) && on_16_bytes(step * size);
+  return {data, batch, step, int(streams), int(group), int(width), packed};
+}
+// x (B,T,heads,width), strided in its first two dimensions.
+template <class T>
+FloatRows<const T> rows_of(const Tensor& x, int64_t group) {
+  return rows_at(x.ptr<T>(), x.stride(0), x.stride(1), x.size(2) / group, group, x.size(3));
+}
+template <class T>
+FloatRows<T> rows_of(Tensor& x, int64_t group) {
+  return rows_at(x.ptr<T>(), x.stride(0), x.stride(1), x.size(2) / group, group, x.size(3));
 }
 
 inline AttentionSizes attention_sizes(int64_t T, int64_t S, int64_t H, int64_t K) {
