@@ -1,6 +1,7 @@
 # tensor/cuda/*.cu by the C++ compiler, on the stand-in GPU of test/cuda_on_cpu: what the tests link, and a second set of
 # the programs, in emulated/apps, for tests of their --device cuda.
 file(GLOB STAND_IN CONFIGURE_DEPENDS test/cuda_on_cpu/*.cpp)
+list(FILTER STAND_IN EXCLUDE REGEX "/test_[^/]*$")
 set_source_files_properties(${CUDA_SOURCES} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++;-Wno-unknown-pragmas")
 llatte_variant(llatte_emulated ${CUDA_SOURCES} ${STAND_IN})
 target_include_directories(llatte_emulated PRIVATE test/cuda_on_cpu/include)
