@@ -12,3 +12,6 @@ function(llatte_emulated_app app)
   set_target_properties(emulated_${app} PROPERTIES OUTPUT_NAME ${app} RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/emulated/apps)
   target_link_libraries(emulated_${app} PRIVATE llatte_emulated llatte_new)
 endfunction()
+
+file(GLOB STAND_IN_TESTS CONFIGURE_DEPENDS test/cuda_on_cpu/test_*.cpp)
+set_source_files_properties(${STAND_IN_TESTS} PROPERTIES INCLUDE_DIRECTORIES ${PROJECT_SOURCE_DIR}/test/cuda_on_cpu/include)
