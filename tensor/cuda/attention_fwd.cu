@@ -8,7 +8,7 @@ namespace llatte::cuda {
 namespace {
 
 template <class T, int R, int NC>
-__global__ void __launch_bounds__(kTileThreads, 3)
+__global__ void __launch_bounds__(kTileThreads, NC == 1 ? 3 : 2)
     attention_forward(AttentionSizes z, FloatRows<const T> qs, FloatRows<const T> ks, FloatRows<const T> vs,
                       acc_t<T> scale, FloatRows<T> os, acc_t<T>* lse, int streams) {
   using A = acc_t<T>;
