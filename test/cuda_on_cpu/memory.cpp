@@ -136,11 +136,6 @@ char* take_new(size_t size) {
   return at;
 }
 
-void check_quarantined(char* cell, size_t size) {
-  if (!kAsan && !holds(cell, size, kPoison))
-    throw Fault(sentence("freed device memory at ", static_cast<void*>(payload(cell)), " was written to"));
-}
-
 // Freed bytes, already filled with poison, rest here for a while, so that late writes are seen.
 void put_in_quarantine(char* cell, size_t size) {
   Memory& m = memory();
@@ -307,19 +302,30 @@ void check_kernel_pointer(const std::string& kernel, const PointerArgument& p) {
   throw Fault(sentence("kernel ", kernel, ": pointer in argument ", p.number, ": ", describe(p.at)));
 }
 
+// What was found is mended, so that it is reported once.
+template <class Sentence>
+void check_holds(char* at, size_t bytes, uint16_t pattern, Sentence&& otherwise) {
+  if (holds(at, bytes, pattern)) return;
+  fill(at, bytes, pattern);
+  throw Fault(otherwise());
+}
+
 void check_redzones(const std::string& kernel) {
   if (kAsan) return;
   for (const auto& [cell, c] : memory().live) {
     const uint16_t guard = guard_of(cell);
     const size_t used = rounded(kRedzone + c.bytes, 2);
-    if (!holds(cell, kRedzone, guard))
-      throw Fault(sentence("kernel ", kernel, ": wrote before the beginning of an allocation of ", c.bytes,
-                           " bytes"));
-    if (!holds(cell + used, c.size - used, guard))
-      throw Fault(
-          sentence("kernel ", kernel, ": wrote past the end of an allocation of ", c.bytes, " bytes"));
+    check_holds(cell, kRedzone, guard, [&] {
+      return sentence("kernel ", kernel, ": wrote before the beginning of an allocation of ", c.bytes,
+                      " bytes");
+    });
+    check_holds(cell + used, c.size - used, guard, [&] {
+      return sentence("kernel ", kernel, ": wrote past the end of an allocation of ", c.bytes, " bytes");
+    });
   }
-  for (const auto& [cell, size] : memory().quarantine) check_quarantined(cell, size);
+  for (const auto& [cell, size] : memory().quarantine)
+    check_holds(cell, size, kPoison,
+                [&] { return sentence("kernel ", kernel, ": wrote to freed device memory"); });
 }
 
 size_t device_bytes_in_use() { return memory().in_use; }
