@@ -4,6 +4,7 @@
 #   make bench    benchmarks         make format   clang-format                      make lines  how big is it
 #   make interop  our exported models in transformers and llama.cpp
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
+#   make ptxas-report  registers and spills of every CUDA kernel
 #   CUDA=1 builds, tests and installs with nvcc's CUDA, in build/cuda
 NATIVE ?= 1
 SAN ?=
@@ -15,7 +16,7 @@ FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN) -DLLATTE_CUDA=$(if $(CUDA
 ROOMS := tensor autograd nn optim data models convert eval train apps test bench
 CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: all deps configure demo test run-tests san tsan interop bench format format-check lines install clean
+.PHONY: all deps configure demo test run-tests san tsan interop bench format format-check lines ptxas-report install clean
 all: configure
 	@cmake --build $(BUILD) -j$(shell nproc)
 
@@ -51,6 +52,9 @@ format-check:
 
 lines:
 	@for d in $(wildcard $(ROOMS)); do printf '%-10s %6d\n' $$d $$(find $$d -name '*.h' -o -name '*.cpp' -o -name '*.cu' | xargs -r cat | wc -l); done
+
+ptxas-report:
+	@scripts/ptxas-report
 
 install: all
 	@cmake --install $(BUILD) --prefix $(PREFIX)
