@@ -1,6 +1,7 @@
 # Verbs. Everything about *what* is built lives in CMakeLists.txt.
 #   make          build              make demo     train clm-60m on real text, start to report
 #   make test     build and test     make san      the tests under ASan + UBSan      make tsan   under TSan
+#   make mutants  plants bugs in the CUDA kernels and sees which test notices
 #   make bench    benchmarks         make format   clang-format                      make lines  how big is it
 #   make interop  our exported models in transformers and llama.cpp
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
@@ -16,7 +17,7 @@ FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN) -DLLATTE_CUDA=$(if $(CUDA
 ROOMS := tensor autograd nn optim data models convert eval train apps test bench
 CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: all deps configure demo test run-tests san tsan interop bench format format-check lines ptxas-report install clean
+.PHONY: all deps configure demo test run-tests san tsan mutants interop bench format format-check lines ptxas-report install clean
 all: configure
 	@cmake --build $(BUILD) -j$(shell nproc)
 
@@ -37,6 +38,9 @@ san:
 
 tsan:
 	@$(MAKE) --no-print-directory SAN=thread test
+
+mutants: deps
+	@scripts/mutants
 
 interop: all
 	@scripts/interop $(BUILD)

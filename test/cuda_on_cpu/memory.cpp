@@ -17,6 +17,8 @@ namespace {
 constexpr size_t kReserved = size_t(64) << 30;   // of addresses
 constexpr size_t kCapacity = size_t(16) << 30;   // what the device says it has
 constexpr size_t kQuarantine = size_t(1) << 20;  // freed bytes that are not handed out again yet
+constexpr size_t kPoisoned = size_t(1)
+                             << 26;  // of a larger allocation only the beginning is, for the host's sake
 constexpr size_t kAlign = 256, kHugePage = size_t(2) << 20;
 
 struct Cell {  // of an allocation: redzone, its bytes, what is missing to a multiple of kAlign, redzone
@@ -88,12 +90,18 @@ uint16_t guard_of(const char* cell) {
 }
 
 void spread(const Fill& f) {
-  ASAN_UNPOISON_MEMORY_REGION(f.cell, f.what.size);
-  fill(f.cell, f.what.size, f.live ? guard_of(f.cell) : kPoison);
-  if (f.live) fill(payload(f.cell), f.what.bytes, kPoison);
-  ASAN_POISON_MEMORY_REGION(f.cell, f.live ? kRedzone : f.what.size);
   const size_t used = kRedzone + f.what.bytes;
-  if (f.live) ASAN_POISON_MEMORY_REGION(f.cell + used, f.what.size - used);
+  ASAN_UNPOISON_MEMORY_REGION(f.cell, f.what.size);
+  if (f.live) {
+    fill(f.cell, kRedzone, guard_of(f.cell));
+    fill(payload(f.cell), std::min(f.what.bytes, kPoisoned), kPoison);
+    fill(f.cell + used / 2 * 2, f.what.size - used / 2 * 2, guard_of(f.cell));
+    ASAN_POISON_MEMORY_REGION(f.cell, kRedzone);
+    ASAN_POISON_MEMORY_REGION(f.cell + used, f.what.size - used);
+  } else {
+    fill(f.cell, std::min(f.what.size, kPoisoned), kPoison);
+    ASAN_POISON_MEMORY_REGION(f.cell, f.what.size);
+  }
 }
 
 // ---- holes
