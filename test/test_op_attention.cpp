@@ -69,6 +69,14 @@ TEST_CASE("attention: keys and values of other widths, odd ones too") {
   check_attention({1, 7, 7, 2, 1, 64, 1});
 }
 
+// Wider than a tile's registers on a GPU (64, 128 and 256 columns), and one width wider than the other there.
+TEST_CASE("attention: wide keys and values") {
+  check_attention({1, 20, 20, 4, 2, 100, 72});
+  check_attention({1, 35, 36, 1, 1, 140, 200});
+  check_attention({1, 70, 70, 1, 1, 8, 260});
+  check_attention({1, 2, 40, 2, 1, 6, 300});
+}
+
 TEST_CASE("attention: the queries are the last tokens") {
   check_attention({2, 1, 33, 4, 2, 8, 8});
   check_attention({2, 5, 70, 4, 2, 8, 6});
@@ -76,22 +84,24 @@ TEST_CASE("attention: the queries are the last tokens") {
 }
 
 TEST_CASE("keys and values are read where they lie in a cache") {
-  const Sizes z{2, 3, 33, 4, 2, 8, 6};
-  const OpCase c{"cache",
-                 {z.q(), z.k(), z.v()},
-                 [z](auto& v) { return attention(v[0], v[1], v[2], z.scale()); },
-                 [z](auto& v) { return attention_ref(z, v); }};
-  const Prepared p = prepare(c);
-  std::vector<Tensor> in = tensors(c, p, DType::f32);
-  for (int i : {1, 2}) {  // a cache for 64 tokens, NaN where nothing was written yet
-    Shape room = in[i].shape();
-    room[1] = 64;
-    Tensor cache = full(room, std::numeric_limits<double>::quiet_NaN());
-    cache.slice(1, 0, z.S).copy_from(in[i]);
-    in[i] = cache.slice(1, 0, z.S);
+  for (const int64_t T : {3, 20}) {
+    const Sizes z{2, T, 33, 4, 2, 8, 6};
+    const OpCase c{"cache",
+                   {z.q(), z.k(), z.v()},
+                   [z](auto& v) { return attention(v[0], v[1], v[2], z.scale()); },
+                   [z](auto& v) { return attention_ref(z, v); }};
+    const Prepared p = prepare(c);
+    std::vector<Tensor> in = tensors(c, p, DType::f32);
+    for (int i : {1, 2}) {  // a cache for 64 tokens, NaN where nothing was written yet
+      Shape room = in[i].shape();
+      room[1] = 64;
+      Tensor cache = full(room, std::numeric_limits<double>::quiet_NaN());
+      cache.slice(1, 0, z.S).copy_from(in[i]);
+      in[i] = cache.slice(1, 0, z.S);
+    }
+    const Var o = attention(constant(in[0]), constant(in[1]), constant(in[2]), z.scale());
+    check_near("from a cache", to_vec(o.value), p.want, c.f32_tol);
   }
-  const Var o = attention(constant(in[0]), constant(in[1]), constant(in[2]), z.scale());
-  check_near("from a cache", to_vec(o.value), p.want, c.f32_tol);
 }
 
 TEST_CASE("large scores do not overflow") {
