@@ -130,6 +130,7 @@ cudaError_t cudaFree(void* at) {  // waits for the whole device, as the real one
   const auto guard = lock();
   if (!at) return cudaSuccess;
   const Work free = release_device(at);
+  wait_for_everything();
   enqueue(nullptr, free);
   return wait_for_everything(), cudaSuccess;
 }

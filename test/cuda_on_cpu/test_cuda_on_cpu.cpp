@@ -426,6 +426,46 @@ TEST_CASE("work waits until somebody waits for it") {
   cudaFreeHost(pinned);
 }
 
+TEST_CASE("the null stream waits for the blocking streams and they for it; host functions keep their place") {
+  cudaStream_t blocking;
+  cudaStreamCreate(&blocking);
+  static std::string order;
+  const auto note = [](cudaStream_t s, const char* word) {
+    cudaLaunchHostFunc(
+        s, [](void* w) { order += static_cast<const char*>(w); }, const_cast<char*>(word));
+  };
+  for (int run = 0; run < 20; ++run) {
+    order.clear();
+    note(blocking, "a"), note(nullptr, "b"), note(blocking, "c"), note(nullptr, "d");
+    CHECK(order.empty());
+    CHECK(cudaStreamQuery(nullptr) == cudaErrorNotReady);
+    cudaDeviceSynchronize();
+    CHECK(order == "abcd");
+    CHECK(cudaStreamQuery(nullptr) == cudaSuccess);
+  }
+  cudaStreamDestroy(blocking);
+}
+
+TEST_CASE("the pool: what is freed in order of the stream is used again, its size is told") {
+  uint64_t before = 0, after = 0;
+  const auto reserved = [](uint64_t& bytes) {
+    cudaMemPoolGetAttribute(nullptr, cudaMemPoolAttrReservedMemCurrent, &bytes);
+  };
+  for (int run = 0; run < 100; ++run) {
+    void* at = nullptr;
+    REQUIRE(cudaMallocAsync(&at, 1 << 20, stream()) == cudaSuccess);
+    if (run == 0) reserved(before);
+    CHECK(cudaMemsetAsync(at, 1, 1 << 20, stream()) == cudaSuccess);
+    CHECK(cudaFreeAsync(at, stream()) == cudaSuccess);
+  }
+  reserved(after);
+  CHECK(after == before);
+  void* too_much = nullptr;
+  CHECK(cudaMallocAsync(&too_much, size_t(1) << 40, stream()) == cudaErrorMemoryAllocation);
+  CHECK(cudaGetLastError() == cudaErrorMemoryAllocation);
+  CHECK(cudaGetLastError() == cudaSuccess);
+}
+
 TEST_CASE("streams are ordered by events and by nothing else") {
   cudaStream_t other;
   cudaEvent_t written;
