@@ -88,12 +88,12 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   for (int m0 = max(0, k0 - (z.S - z.T)) * z.group; m0 < z.M; m0 += kSide<A>) {
     const int rows = min(kSide<A>, z.M - m0);
     A x[R][C];
-    __syncthreads();  // a slice beyond the columns of dk has not waited for the last readers of delta
     load_statistics(s, z, b.lse, b.delta, stream, m0);
     products_of_rows(s, b.q, m0, rows, b.k, k0, keys, x);
     probabilities(s, k0, b.scale, x);
     store_tile(x, s);
     add_weighted_rows(s, b.dout, m0, rows, column, dv);
+    if (column >= b.q.width) continue;  // this slice has columns of dv only
     products_of_rows(s, b.dout, m0, rows, b.v, k0, keys, x);
 #pragma unroll
     for (int r = 0; r < R; ++r)
