@@ -203,10 +203,12 @@ Case adamw_case(DType t) {
   const DType acc = acc_dtype(t);
   Tensor w = random({V, D}, t), g = random({V, D}, acc), m = Tensor::zeros({V, D}, acc),
          v = Tensor::zeros({V, D}, acc), master = t == acc ? Tensor() : w.to(acc);
-  const AdamWStep step{1e-4, 0.9, 0.95, 1e-8, 0.01, 1.0, 100};
+  const AdamWStep step{1e-4, 0.9, 0.95, 1e-8, 1.0, 100};
+  std::vector<AdamWTensors> list{{w, g, m, v, master, 0.01}};
+  const Tensor sum = Tensor::full({1}, 4, DType::f64);
   double bytes = total_bytes({w, g, m, v, m, v});
   bytes += t == acc ? total_bytes({w}) : total_bytes({master, master});
-  return {[=]() mutable { kernels::adamw(w, g, m, v, master, step); }, 0, bytes};
+  return {[=]() mutable { kernels::adamw(list, sum, step); }, 0, bytes};
 }
 
 void add_all() {

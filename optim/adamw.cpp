@@ -1,16 +1,8 @@
 #include "optim/adamw.h"
-#include <algorithm>
 #include <cmath>
 #include "tensor/kernels.h"  // adamw, sum_squares
 
 namespace llatte {
-namespace {
-
-// As torch's clip_grad_norm_: the small term keeps a zero norm from dividing by zero.
-double clip_scale(double clip, double norm) { return clip > 0 ? std::min(1.0, clip / (norm + 1e-6)) : 1.0; }
-
-}  // namespace
-
 AdamW::AdamW(Module& m, const AdamWConfig& c, const std::function<bool(const std::string&)>& trains)
     : config_(c) {
   m.params("", [&](const std::string& name, Var& param) {
@@ -28,30 +20,31 @@ AdamW::AdamW(Module& m, const AdamWConfig& c, const std::function<bool(const std
   });
 }
 
-double AdamW::grad_norm() const {
-  double sum = 0;
-  for (const Slot& s : slots_) {
-    if (!s.param.node->grad.defined()) continue;
-    Tensor out = Tensor::empty({1}, DType::f64, s.param.value.device());
-    kernels::sum_squares(s.param.node->grad, out);
-    sum += out.item();
-  }
-  return std::sqrt(sum);
+Tensor AdamW::sum_squares() const {
+  std::vector<Tensor> grads;
+  for (const Slot& s : slots_)
+    if (s.param.node->grad.defined()) grads.push_back(s.param.node->grad);
+  Tensor sum = Tensor::zeros({1}, DType::f64, grads.empty() ? Device::cpu : grads.front().device());
+  if (!grads.empty()) kernels::sum_squares(grads, sum);
+  return sum;
 }
 
+double AdamW::grad_norm() const { return std::sqrt(sum_squares().item()); }
+
+// The norm goes from kernel to kernel on the device; it is read here when the update has been asked for.
 double AdamW::step(double lr) {
-  const double norm = grad_norm();
+  const Tensor sum = sum_squares();
+  std::vector<AdamWTensors> tensors;
+  for (Slot& s : slots_)
+    if (s.param.node->grad.defined())
+      tensors.push_back({s.param.value, s.param.node->grad, s.exp_avg, s.exp_avg_sq, s.master,
+                         s.decays ? config_.weight_decay : 0});
+  kernels::adamw(tensors, sum,
+                 AdamWStep{lr, config_.beta1, config_.beta2, config_.eps, config_.clip_grad, steps_ + 1});
+  const double norm = std::sqrt(sum.item());
   if (!std::isfinite(norm)) return norm;
   ++steps_;
-  AdamWStep rule{lr,    config_.beta1, config_.beta2, config_.eps, 0, clip_scale(config_.clip_grad, norm),
-                 steps_};
-  for (Slot& s : slots_) {
-    Tensor& grad = s.param.node->grad;
-    if (!grad.defined()) continue;
-    rule.weight_decay = s.decays ? config_.weight_decay : 0;
-    kernels::adamw(s.param.value, grad, s.exp_avg, s.exp_avg_sq, s.master, rule);
-    grad = Tensor();
-  }
+  for (Slot& s : slots_) s.param.node->grad = Tensor();
   return norm;
 }
 

@@ -1,6 +1,6 @@
 // AdamW with decoupled weight decay (arXiv 1711.05101) over a module's parameters, and clipping by global
 // norm. f32 master weights beside bf16 parameters; moments in f32 (f64 for f64). Frozen parameters have no
-// state. A step updates one parameter at a time and drops its gradient right after.
+// state. A step is asked for as a whole (kernels.h) and waits for the device once, for the norm.
 //
 // Which parameters decay: here all but the 1-d ones (norm gains, biases), the field's usual rule. nanotron
 // decays EVERY parameter, norms and embeddings included, except those whose name matches a regular expression
@@ -42,6 +42,8 @@ class AdamW {
   int64_t state_bytes() const;
 
  private:
+  Tensor sum_squares() const;  // f64 [1] on the device, over all gradients there are
+
   struct Slot {
     std::string name;
     Var param;

@@ -12,6 +12,19 @@
 #pragma once
 #include "tensor/tensor.h"
 
+namespace llatte {
+// A parameter and what its AdamW update needs. g, m, v, master: acc; master undefined: w itself is acc.
+struct AdamWTensors {
+  Tensor w, g, m, v, master;
+  double weight_decay;
+};
+struct AdamWStep {
+  double lr, beta1, beta2, eps;
+  double clip_grad;  // largest 2-norm of all gradients; 0: any
+  int64_t t;         // counts from 1: the bias correction is 1 - beta^t
+};
+}  // namespace llatte
+
 namespace llatte::detail {
 inline void agree(const char* op, const Tensor*& first, const Tensor& t) {
   if (!t.defined()) return;  // an optional argument left out
@@ -21,6 +34,13 @@ inline void agree(const char* op, const Tensor*& first, const Tensor& t) {
 }
 template <class Other>
 void agree(const char*, const Tensor*&, const Other&) {}  // scalars have no device
+inline void agree(const char* op, const Tensor*& first, const AdamWTensors& t) {
+  for (const Tensor* x : {&t.w, &t.g, &t.m, &t.v, &t.master}) agree(op, first, *x);
+}
+template <class T>
+void agree(const char* op, const Tensor*& first, const std::vector<T>& list) {
+  for (const T& t : list) agree(op, first, t);
+}
 
 template <class... Args>
 Device common_device(const char* op, const Args&... args) {
@@ -32,11 +52,6 @@ Device common_device(const char* op, const Args&... args) {
 }  // namespace llatte::detail
 
 namespace llatte {
-struct AdamWStep {
-  double lr, beta1, beta2, eps, weight_decay;
-  double grad_scale;  // multiplies the gradient first (clipping)
-  int64_t t;          // counts from 1: the bias correction is 1 - beta^t
-};
 // Rows of W numbers as a cache keeps them: floats, or codes with a scale for each group of columns.
 struct CacheRows {
   int64_t W = 0;
@@ -173,10 +188,24 @@ LLATTE_KERNEL(linear_distill, const Tensor& x, const Tensor& w, const Tensor& te
               int32_t ignore_index, const DistillRule& rule, Tensor& kl, Tensor& ce, Tensor& dx, Tensor& dw)
 
 // ---- optimizer ------------------------------------------------------------------------------------------- adamw.cpp
-// One AdamW step (arXiv 1711.05101). g, m, v, master: acc; master undefined: w itself is acc. w := master, rounded.
-LLATTE_KERNEL(adamw, Tensor& w, const Tensor& g, Tensor& m, Tensor& v, Tensor& master, const AdamWStep& s)
-// out (f64 [1]) = sum of squares, fixed order.
-LLATTE_KERNEL(sum_squares, const Tensor& x, Tensor& out)
+// One AdamW step (arXiv 1711.05101) of every w, w := master, rounded. Gradients are first multiplied by
+// min(1, clip_grad / (sqrt(sum_squares) + 1e-6)), sum_squares f64 [1]; one that is not finite changes nothing.
+LLATTE_KERNEL(adamw, std::vector<AdamWTensors>& tensors, const Tensor& sum_squares, const AdamWStep& s)
+// out (f64 [1]) = sum of squares over all x, fixed order.
+LLATTE_KERNEL(sum_squares, const std::vector<Tensor>& x, Tensor& out)
+
+// ---- dense linear algebra, f64, row-major, for the conversion of weights --------------------------------- linalg.cpp
+// LAPACK and cuSOLVER as they are; signs, order and finiteness are tensor/linalg.h's. These wait for the device.
+// Upper triangles are read; `a` is overwritten. A method that does not finish is an error.
+// a_MN = u_MP diag(s_P) vt_PN, P = min(M,N), s descending.
+LLATTE_KERNEL(svd, Tensor& a, Tensor& u, Tensor& s, Tensor& vt)
+// values_N ascending; a_NN := its eigenvectors, in columns, if vectors (re_NN + i im_NN: always).
+LLATTE_KERNEL(eigh, Tensor& a, bool vectors, Tensor& values)
+LLATTE_KERNEL(eigh_complex, Tensor& re, Tensor& im, Tensor& values)
+// a_MN = q_MN r_NN, M >= N: a := q; r upper triangular, zeros below.
+LLATTE_KERNEL(qr, Tensor& a, Tensor& r)
+// x_NM := inverse of a_NN times x; a symmetric positive definite (Cholesky).
+LLATTE_KERNEL(solve_spd, Tensor& a, Tensor& x)
 
 // ---- random numbers --------------------------------------------------------------------------------------- random.cpp
 // Philox4x32-10: element i of stream `stream` under `seed` is the same on every device and thread count.

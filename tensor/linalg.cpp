@@ -1,10 +1,10 @@
-// LAPACK behind sentences: every routine gets finite, row-major copies, and its return code is read.
+// LAPACK and cuSOLVER (kernels.h) behind sentences: every routine gets finite, row-major copies. What costs
+// N^3 is done on the device of the tensors; signs, order and other work of N^2 on the host.
 #include "tensor/linalg.h"
-#include <lapacke.h>
 #include <algorithm>
 #include <cmath>
 #include <complex>
-#include "tensor/kernels.h"  // matmul, copy
+#include "tensor/kernels.h"  // matmul, copy, svd, eigh, qr, solve_spd
 
 namespace llatte::linalg {
 namespace {
@@ -16,11 +16,11 @@ Tensor checked(const char* op, const Tensor& a) {
                    std::max(a.size(0), a.size(1)) < kMaxSide,
                op, ": needs a matrix in f64 with at least one number, got ",
                a.defined() ? name(a.dtype()) : "none", " ", a.shape());
-  Tensor copy = a.clone();
-  const double *p = copy.data<double>(), *end = p + copy.numel();
+  const Tensor here = a.to(Device::cpu).contiguous();
+  const double *p = here.data<double>(), *end = p + here.numel();
   LLATTE_CHECK(std::all_of(p, end, [](double x) { return std::isfinite(x); }), op, ": the matrix ", a.shape(),
                " holds a number that is not finite");
-  return copy;
+  return a.clone();
 }
 
 Tensor checked_square(const char* op, const Tensor& a) {
@@ -29,15 +29,9 @@ Tensor checked_square(const char* op, const Tensor& a) {
   return copy;
 }
 
-// LAPACK says 0: done, below 0: a wrong argument (ours), above 0: this matrix defeats the method.
-void check_done(const char* op, const Tensor& a, lapack_int info) {
-  LLATTE_CHECK(info == 0, op, ": LAPACK did not finish on a matrix ", a.shape(), " (code ", info, "): ",
-               info > 0 ? "the iteration did not converge" : "an argument was refused or memory is short");
-}
+Tensor f64(const Shape& shape, Device d) { return Tensor::empty(shape, DType::f64, d); }
 
-lapack_int side(const Tensor& a, int d) { return static_cast<lapack_int>(a.size(d)); }
-
-Tensor f64(int64_t rows, int64_t columns) { return Tensor::empty({rows, columns}, DType::f64); }
+Tensor on_host(const Tensor& x) { return x.to(Device::cpu).contiguous(); }
 
 // The column of `by` whose entry in row i is largest decides the sign of row i of `by` and column i of
 // `with`.
@@ -53,7 +47,7 @@ void fix_signs(Tensor& by, Tensor& with) {
   }
 }
 
-// LAPACK's ascending eigenvectors (N,N), in columns -> descending, as rows.
+// Ascending eigenvectors (N,N), in columns -> descending, as rows.
 template <class T>
 std::vector<T> descending_rows(const T* vectors, int64_t N) {
   std::vector<T> rows(static_cast<size_t>(N * N));
@@ -62,9 +56,10 @@ std::vector<T> descending_rows(const T* vectors, int64_t N) {
   return rows;
 }
 
-Tensor reversed(std::vector<double> ascending) {
-  std::reverse(ascending.begin(), ascending.end());
-  return Tensor::from(ascending, {static_cast<int64_t>(ascending.size())});
+Tensor reversed(const Tensor& ascending) {
+  std::vector<double> values = ascending.to_vector<double>();
+  std::reverse(values.begin(), values.end());
+  return Tensor::from(values, ascending.shape()).to(ascending.device());
 }
 
 }  // namespace
@@ -72,84 +67,65 @@ Tensor reversed(std::vector<double> ascending) {
 Svd svd(const Tensor& a) {
   Tensor work = checked("svd", a);
   const int64_t M = a.size(0), N = a.size(1), P = std::min(M, N);
-  Svd r{f64(M, P), Tensor::empty({P}, DType::f64), f64(P, N)};
-  check_done("svd", a,
-             LAPACKE_dgesdd(LAPACK_ROW_MAJOR, 'S', side(a, 0), side(a, 1), work.data<double>(), side(a, 1),
-                            r.s.data<double>(), r.u.data<double>(), static_cast<lapack_int>(P),
-                            r.vt.data<double>(), side(a, 1)));
+  const Device d = a.device();
+  Svd r{f64({M, P}, d), f64({P}, d), f64({P, N}, d)};
+  kernels::svd(work, r.u, r.s, r.vt);
+  r.u = on_host(r.u), r.vt = on_host(r.vt);
   fix_signs(r.vt, r.u);
-  return r;
+  return {r.u.to(d), r.s, r.vt.to(d)};
 }
 
 Eigh eigh(const Tensor& a) {
-  Tensor work = checked_square("eigh", a);
+  Tensor work = checked_square("eigh", a), values = f64({a.size(0)}, a.device());
+  kernels::eigh(work, true, values);
   const int64_t N = a.size(0);
-  std::vector<double> values(static_cast<size_t>(N));
-  check_done(
-      "eigh", a,
-      LAPACKE_dsyevd(LAPACK_ROW_MAJOR, 'V', 'U', side(a, 0), work.data<double>(), side(a, 0), values.data()));
-  Tensor rows = Tensor::from(descending_rows(work.data<double>(), N), {N, N}), none = f64(0, 0);
+  Tensor rows = Tensor::from(descending_rows(on_host(work).data<double>(), N), {N, N}),
+         none = f64({0, 0}, Device::cpu);
   fix_signs(rows, none);
-  return {reversed(values), transposed(rows)};
+  return {reversed(values), transposed(rows).to(a.device())};
 }
 
 Tensor eigenvalues(const Tensor& a) {
-  Tensor work = checked_square("eigenvalues", a);
-  std::vector<double> values(static_cast<size_t>(a.size(0)));
-  check_done(
-      "eigenvalues", a,
-      LAPACKE_dsyevd(LAPACK_ROW_MAJOR, 'N', 'U', side(a, 0), work.data<double>(), side(a, 0), values.data()));
+  Tensor work = checked_square("eigenvalues", a), values = f64({a.size(0)}, a.device());
+  kernels::eigh(work, false, values);
   return reversed(values);
 }
 
 EighComplex eigh(const Tensor& re, const Tensor& im) {
   using C = std::complex<double>;
-  const Tensor a = checked_square("eigh", re), b = checked_square("eigh", im);
+  Tensor a = checked_square("eigh", re), b = checked_square("eigh", im);
   LLATTE_CHECK(re.shape() == im.shape(), "eigh: real part ", re.shape(), ", imaginary part ", im.shape());
   const int64_t N = re.size(0);
+  Tensor values = f64({N}, re.device());
+  kernels::eigh_complex(a, b, values);
+  a = on_host(a), b = on_host(b);
   std::vector<C> work(static_cast<size_t>(N * N));
   for (int64_t i = 0; i < N * N; ++i)
     work[static_cast<size_t>(i)] = {a.data<double>()[i], b.data<double>()[i]};
-  std::vector<double> values(static_cast<size_t>(N));
-  check_done(
-      "eigh", re,
-      LAPACKE_zheevd(LAPACK_ROW_MAJOR, 'V', 'U', side(re, 0),
-                     reinterpret_cast<lapack_complex_double*>(work.data()), side(re, 0), values.data()));
   std::vector<C> rows = descending_rows(work.data(), N);
-  EighComplex r{reversed(values), f64(N, N), f64(N, N)};
   for (int64_t i = 0; i < N; ++i) {
     const auto row = rows.begin() + i * N;
     const C pivot = *std::max_element(row, row + N, [](C x, C y) { return std::norm(x) < std::norm(y); });
     const C turn = std::conj(pivot) / std::abs(pivot);
     for (int64_t n = 0; n < N; ++n) {
       const C x = row[n] * turn;
-      r.re.data<double>()[n * N + i] = x.real(), r.im.data<double>()[n * N + i] = x.imag();
+      a.data<double>()[n * N + i] = x.real(), b.data<double>()[n * N + i] = x.imag();
     }
   }
-  return r;
+  return {reversed(values), a.to(re.device()), b.to(re.device())};
 }
 
 Qr qr(const Tensor& a) {
-  Qr x{checked("qr", a), Tensor::zeros({a.size(1), a.size(1)}, DType::f64)};
-  const int64_t N = a.size(1);
-  LLATTE_CHECK(a.size(0) >= N, "qr: needs at least as many rows as columns, got ", a.shape());
-  std::vector<double> tau(static_cast<size_t>(N));
-  double *q = x.q.data<double>(), *r = x.r.data<double>();
-  check_done("qr", a, LAPACKE_dgeqrf(LAPACK_ROW_MAJOR, side(a, 0), side(a, 1), q, side(a, 1), tau.data()));
-  for (int64_t i = 0; i < N; ++i) std::copy(q + i * N + i, q + (i + 1) * N, r + i * N + i);
-  check_done("qr", a,
-             LAPACKE_dorgqr(LAPACK_ROW_MAJOR, side(a, 0), side(a, 1), side(a, 1), q, side(a, 1), tau.data()));
+  Qr x{checked("qr", a), f64({a.size(1), a.size(1)}, a.device())};
+  LLATTE_CHECK(a.size(0) >= a.size(1), "qr: needs at least as many rows as columns, got ", a.shape());
+  kernels::qr(x.q, x.r);
   return x;
 }
 
 Tensor solve_spd(const Tensor& a, const Tensor& b) {
   Tensor work = checked_square("solve_spd", a), x = checked("solve_spd", b);
   LLATTE_CHECK(a.size(0) == b.size(0), "solve_spd: a matrix ", a.shape(), " and a right side ", b.shape());
-  const lapack_int info = LAPACKE_dposv(LAPACK_ROW_MAJOR, 'U', side(a, 0), side(b, 1), work.data<double>(),
-                                        side(a, 0), x.data<double>(), side(b, 1));
-  LLATTE_CHECK(info <= 0, "solve_spd: the matrix ", a.shape(),
-               " is not positive definite (its leading minor of ", "order ", info, "); add to its diagonal");
-  check_done("solve_spd", a, info);
+  kernels::solve_spd(work, x);
   return x;
 }
 
@@ -161,7 +137,7 @@ Tensor least_squares(const Tensor& a, const Tensor& b) {
   const auto s = f.s.to_vector<double>();
   std::vector<double> inverse(s.size());
   for (size_t i = 0; i < s.size(); ++i) inverse[i] = s[i] > 1e-12 * s[0] ? 1 / s[i] : 0;
-  const Tensor inverse_P = Tensor::from(inverse, f.s.shape());
+  const Tensor inverse_P = Tensor::from(inverse, f.s.shape()).to(a.device());
   return product(f.vt.transpose(0, 1), scaled_rows(product(f.u.transpose(0, 1), right), inverse_P));
 }
 
@@ -173,7 +149,7 @@ Root root_of(const Tensor& a, double floor) {
                " is not positive semidefinite: its eigenvalues run from ", values.back(), " to ",
                values.front());
   for (double& x : values) x = std::max(x, lowest);
-  const Tensor s = Tensor::from(values, e.values.shape()), back = e.vectors.transpose(0, 1);
+  const Tensor s = Tensor::from(values, e.values.shape()).to(a.device()), back = e.vectors.transpose(0, 1);
   return {product(scaled_columns(e.vectors, s, 0.5), back),
           product(scaled_columns(e.vectors, s, -0.5), back)};
 }
@@ -181,7 +157,7 @@ Root root_of(const Tensor& a, double floor) {
 Tensor product(const Tensor& a, const Tensor& b) {
   LLATTE_CHECK(a.ndim() == 2 && b.ndim() == 2 && a.size(1) == b.size(0), "product: ", a.shape(), " times ",
                b.shape());
-  Tensor c = Tensor::zeros({a.size(0), b.size(1)}, DType::f64);
+  Tensor c = Tensor::zeros({a.size(0), b.size(1)}, DType::f64, a.device());
   if (a.numel() > 0 && b.numel() > 0) kernels::matmul(a, b, c, 0);
   return c;
 }
@@ -195,31 +171,34 @@ Tensor scaled_columns(const Tensor& a, const Tensor& s, double power) {
 Tensor scaled_rows(const Tensor& a, const Tensor& s, double power) {
   LLATTE_CHECK(s.ndim() == 1 && s.size(0) == a.size(0), "scaled_rows: ", s.shape(), " factors for ",
                a.shape());
-  Tensor y = a.clone();
+  Tensor y = a.to(Device::cpu).clone();
+  const Tensor factors = on_host(s);
   for (int64_t i = 0; i < y.size(0); ++i) {
-    const double factor = std::pow(s.data<double>()[i], power);
+    const double factor = std::pow(factors.data<double>()[i], power);
     for (int64_t n = 0; n < y.size(1); ++n) y.data<double>()[i * y.size(1) + n] *= factor;
   }
-  return y;
+  return y.to(a.device());
 }
 
 double mean_diagonal(const Tensor& a) {
+  const Tensor here = a.to(Device::cpu);
   double sum = 0;
-  for (int64_t i = 0; i < a.size(0); ++i) sum += a.ptr<double>()[i * (a.stride(0) + a.stride(1))];
+  for (int64_t i = 0; i < here.size(0); ++i) sum += here.ptr<double>()[i * (here.stride(0) + here.stride(1))];
   return sum / static_cast<double>(a.size(0));
 }
 
 Tensor add_to_diagonal(const Tensor& a, double x) {
-  Tensor y = a.clone();
+  Tensor y = a.to(Device::cpu).clone();
   for (int64_t i = 0; i < y.size(0); ++i) y.data<double>()[i * (y.size(1) + 1)] += x;
-  return y;
+  return y.to(a.device());
 }
 
 Tensor add_scaled(const Tensor& a, double x, const Tensor& b) {
   LLATTE_CHECK(a.shape() == b.shape(), "add_scaled: ", a.shape(), " and ", b.shape());
-  Tensor y = a.clone();
-  for (int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] += x * b.data<double>()[i];
-  return y;
+  Tensor y = a.to(Device::cpu).clone();
+  const Tensor added = b.to(Device::cpu);
+  for (int64_t i = 0; i < y.numel(); ++i) y.data<double>()[i] += x * added.data<double>()[i];
+  return y.to(a.device());
 }
 
 }  // namespace llatte::linalg

@@ -1,5 +1,5 @@
-// Dense linear algebra for the conversion of weights: LAPACK in f64 on the CPU. Nothing here is
-// differentiated and nothing runs in a training step.
+// Dense linear algebra for the conversion of weights, in f64: LAPACK on the CPU, cuSOLVER on the GPU; results
+// are on the device of the arguments. Nothing here is differentiated and nothing runs in a training step.
 //   1. Matrices are Tensors f64 [rows, columns], any strides; results are new and contiguous. Inputs stay.
 //   2. A number that is not finite, a matrix that is not positive definite, a method that did not converge:
 //   an

@@ -5,12 +5,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define LLATTE_HOST_DEVICE __host__ __device__
-#else
-#define LLATTE_HOST_DEVICE
-#endif
+#include "tensor/device.h"
 
 namespace llatte {
 

@@ -39,18 +39,29 @@ struct Moments {
   std::vector<double> p, m, v;
 };
 
+constexpr double kDecay = 0.1, kGradScale = 0.5;
+
+// Clipping at 1 by this sum of squares scales gradients by kGradScale.
+Tensor sum_of_twice_the_clip() { return Tensor::full({1}, (2 - 1e-6) * (2 - 1e-6), DType::f64); }
+
+void adamw(Tensor& w, const Tensor& g, Tensor& m, Tensor& v, Tensor& master, const AdamWStep& s,
+           const Tensor& sum = sum_of_twice_the_clip(), double weight_decay = kDecay) {
+  std::vector<AdamWTensors> one{{w, g, m, v, master, weight_decay}};
+  kernels::adamw(one, sum, s);
+}
+
 // arXiv 1711.05101 with torch's bias correction, in double.
 void reference_step(Moments& s, const std::vector<double>& grad, const AdamWStep& a) {
   for (size_t i = 0; i < s.p.size(); ++i) {
-    const double g = grad[i] * a.grad_scale;
+    const double g = grad[i] * kGradScale;
     s.m[i] = a.beta1 * s.m[i] + (1 - a.beta1) * g;
     s.v[i] = a.beta2 * s.v[i] + (1 - a.beta2) * g * g;
     const double m_hat = s.m[i] / (1 - std::pow(a.beta1, a.t)), v_hat = s.v[i] / (1 - std::pow(a.beta2, a.t));
-    s.p[i] = s.p[i] * (1 - a.lr * a.weight_decay) - a.lr * m_hat / (std::sqrt(v_hat) + a.eps);
+    s.p[i] = s.p[i] * (1 - a.lr * kDecay) - a.lr * m_hat / (std::sqrt(v_hat) + a.eps);
   }
 }
 
-AdamWStep adamw_step(int64_t t) { return {1e-3 * double(t), 0.9, 0.95, 1e-8, 0.1, 0.5, t}; }
+AdamWStep adamw_step(int64_t t) { return {1e-3 * double(t), 0.9, 0.95, 1e-8, 1.0, t}; }
 
 void check_adamw(DType t, double tol) {
   const int64_t n = 1031;  // no multiple of a vector
@@ -58,7 +69,7 @@ void check_adamw(DType t, double tol) {
   Moments want = {doubles(w), doubles(m), doubles(v)};
   for (int64_t step = 1; step <= 20; ++step) {
     const Tensor g = normal({n}, uint64_t(100 + step), t);
-    kernels::adamw(w, g, m, v, none, adamw_step(step));
+    adamw(w, g, m, v, none, adamw_step(step));
     reference_step(want, doubles(g), adamw_step(step));
   }
   check_near(w, want.p, tol);
@@ -97,7 +108,7 @@ TEST_CASE("adamw follows the formulas") {
 TEST_CASE("the first adamw step moves every parameter by lr, whatever the gradient's size") {
   Tensor w = Tensor::zeros({3}), m = Tensor::zeros({3}), v = Tensor::zeros({3}), none;
   const Tensor g = Tensor::from(std::vector<float>{1e-3f, -5, 1e6f}, {3});
-  kernels::adamw(w, g, m, v, none, AdamWStep{0.1, 0.9, 0.999, 1e-8, 0.5, 1, 1});
+  adamw(w, g, m, v, none, AdamWStep{0.1, 0.9, 0.999, 1e-8, 0, 1}, Tensor::zeros({1}, DType::f64), 0.5);
   // eps is 1e-5 of the smallest gradient; the rest is f32 rounding.
   check_near(w, {-0.1, 0.1, -0.1}, 1e-6);
 }
@@ -107,8 +118,8 @@ TEST_CASE("a bf16 parameter follows its f32 master, rounded once a step") {
   Tensor plain = master.clone(), m = Tensor::zeros({100}), v = m.clone(), m2 = m.clone(), v2 = m.clone();
   for (int64_t t = 1; t <= 5; ++t) {
     const Tensor g = normal({100}, uint64_t(t));
-    kernels::adamw(w, g, m, v, master, adamw_step(t));
-    kernels::adamw(plain, g, m2, v2, none, adamw_step(t));
+    adamw(w, g, m, v, master, adamw_step(t));
+    adamw(plain, g, m2, v2, none, adamw_step(t));
   }
   CHECK(same_bits(master, plain));
   CHECK(same_bits(w, plain.to(DType::bf16)));
@@ -117,11 +128,24 @@ TEST_CASE("a bf16 parameter follows its f32 master, rounded once a step") {
 TEST_CASE("adamw refuses what would train silently wrong") {
   Tensor w = Tensor::zeros({2}), m = Tensor::zeros({2}), v = Tensor::zeros({2}), none;
   const Tensor g = Tensor::zeros({2});
-  CHECK_THROWS_WITH_AS(kernels::adamw(w, g, m, v, none, adamw_step(0)),
-                       "adamw: step t is 0, but it counts from 1", Error);
+  CHECK_THROWS_WITH_AS(adamw(w, g, m, v, none, adamw_step(0)), "adamw: step t is 0, but it counts from 1",
+                       Error);
   Tensor half = w.to(DType::bf16);
-  CHECK_THROWS_WITH_AS(kernels::adamw(half, g, m, v, none, adamw_step(1)),
-                       "data(): tensor holds bf16, asked for f32", Error);
+  CHECK_THROWS_WITH_AS(adamw(half, g, m, v, none, adamw_step(1)), "data(): tensor holds bf16, asked for f32",
+                       Error);
+}
+
+TEST_CASE("a norm that is not finite changes nothing; a small one does not scale") {
+  Tensor w = normal({100}, 1), m = Tensor::zeros({100}), v = m.clone(), none;
+  const Tensor g = normal({100}, 2), before = w.clone();
+  for (double bad : {NAN, INFINITY})
+    adamw(w, g, m, v, none, adamw_step(1), Tensor::full({1}, bad, DType::f64));
+  CHECK(same_bits(w, before));
+  CHECK(same_bits(m, Tensor::zeros({100})));
+  adamw(w, g, m, v, none, adamw_step(1), Tensor::full({1}, 0.25, DType::f64));
+  Tensor tenth = Tensor::empty_like(g);
+  kernels::scale(g, 1 - 0.9, tenth);
+  check_near(m, doubles(tenth), 1e-6);  // the first moment is (1 - beta1) g: two f32 roundings
 }
 
 TEST_CASE("sum_squares adds in double and shows NaN") {
@@ -130,16 +154,16 @@ TEST_CASE("sum_squares adds in double and shows NaN") {
     double want = 0;
     for (double e : doubles(x)) want += e * e;
     Tensor out = Tensor::full({1}, -1, DType::f64);
-    kernels::sum_squares(x, out);
+    kernels::sum_squares(std::vector{x}, out);
     // n = 1e5 sums in double, in another order: sqrt(n) * 1e-16 relative, with room.
     CHECK(std::abs(out.item() - want) <= 1e-12 * want);
   }
   Tensor x = Tensor::zeros({50000}), out = Tensor::zeros({1}, DType::f64);
   x.data<float>()[49999] = NAN;
-  kernels::sum_squares(x, out);
+  kernels::sum_squares(std::vector{x}, out);
   CHECK(std::isnan(out.item()));
-  kernels::sum_squares(Tensor::full({1000}, 1e30), out);  // squares beyond f32
-  CHECK(std::abs(out.item() / 1e63 - 1) < 1e-6);          // 1e30 in f32 is off by up to 6e-8
+  kernels::sum_squares(std::vector{Tensor::full({1000}, 1e30)}, out);  // squares beyond f32
+  CHECK(std::abs(out.item() / 1e63 - 1) < 1e-6);                       // 1e30 in f32 is off by up to 6e-8
 }
 
 TEST_CASE("copy reaches every element between two strided layouts") {
@@ -282,7 +306,7 @@ TEST_CASE("every kernel gives the same bits under any number of threads") {
     });
     check_threads("sum_squares, copy", [&] {
       Tensor s = Tensor::empty({1}, DType::f64);
-      kernels::sum_squares(a, s);
+      kernels::sum_squares(std::vector{a}, s);
       return std::vector<Tensor>{s, a.transpose(0, 1).contiguous()};
     });
   }
