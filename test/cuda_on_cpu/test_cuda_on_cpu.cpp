@@ -394,7 +394,7 @@ TEST_CASE("host code that touches device memory is told so") {
 }
 
 TEST_CASE("a wild address inside a kernel is reported with the thread that used it") {
-  const Device<float> y(1);
+  const Device<float> y(8);
   const std::string words = last_words_of([&] {
     launch("wild", {dim3(1), dim3(1)}, store, y.at, int64_t(1) << 40);
     cudaDeviceSynchronize();
