@@ -26,5 +26,6 @@ void release_cached_blocks();
 void upload(void* to, const void* from, size_t bytes);
 void download(void* to, const void* from, size_t bytes);
 void synchronize();  // waits for all that was asked for
+int64_t waits();     // how often the host has waited so far, for the device to finish or for room to upload
 
 }  // namespace llatte::cuda

@@ -18,5 +18,6 @@ void release_cached_blocks() {}
 void upload(void*, const void*, size_t) { LLATTE_FAIL("upload: ", why_unavailable()); }
 void download(void*, const void*, size_t) { LLATTE_FAIL("download: ", why_unavailable()); }
 void synchronize() {}
+int64_t waits() { return 0; }
 
 }  // namespace llatte::cuda

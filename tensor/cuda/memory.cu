@@ -58,6 +58,7 @@ struct Context {
   ErrorRecord* errors = nullptr;
   ErrorRecord* errors_here = nullptr;  // pinned
   AllocStats stats;
+  int64_t waits = 0;
 
   Context() {
     LLATTE_CHECK(available(), why_unavailable());
@@ -103,6 +104,7 @@ std::string sentence_of(const ErrorRecord& r) {
 
 // Waits for the stream, then throws what kernels reported since the last time.
 void wait_and_throw_reports(Context& c) {
+  ++c.waits;
   LLATTE_CUDA_CHECK("device", cudaMemcpyAsync(c.errors_here, c.errors, sizeof(ErrorRecord),
                                               cudaMemcpyDeviceToHost, c.stream));
   LLATTE_CUDA_CHECK("device", cudaStreamSynchronize(c.stream));
@@ -118,7 +120,7 @@ Pinned& buffer_with_room(Context& c) {
   if (p->bytes && p->used == kStaging) {
     c.filling = (c.filling + 1) % kBuffers;
     p = &c.up[c.filling];
-    if (p->bytes) p->wait();
+    if (p->bytes) p->wait(), ++c.waits;
     p->used = 0;
   }
   if (!p->bytes) p->make();
@@ -248,6 +250,12 @@ void synchronize() {
   Context& c = context();
   const std::lock_guard lock(c.mutex);
   wait_and_throw_reports(c);
+}
+
+int64_t waits() {
+  if (!available()) return 0;
+  const std::lock_guard lock(context().mutex);
+  return context().waits;
 }
 
 }  // namespace llatte::cuda
