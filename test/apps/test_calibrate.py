@@ -1,6 +1,8 @@
 """llatte-calibrate on the tiny model: the file it writes, interruption and going on, exit codes, sentences."""
 import json, math, pathlib, signal, struct, subprocess, sys, tempfile, unittest
 
+import device
+
 APPS = pathlib.Path(sys.argv.pop(1)).resolve()
 FIX = pathlib.Path("test/fixtures")
 BASE = FIX / "tiny-mla" / "base"
@@ -8,7 +10,7 @@ FORMATS = {"F32": "f", "F64": "d", "I32": "i", "U8": "B"}
 
 
 def run(*args):
-    p = subprocess.run([APPS / "calibrate", *map(str, args)], capture_output=True, text=True, timeout=300)
+    p = subprocess.run([APPS / "calibrate", *device.ARGS, *map(str, args)], capture_output=True, text=True, timeout=300)
     return p.returncode, p.stdout, p.stderr
 
 
@@ -50,6 +52,7 @@ class Calibrate(unittest.TestCase):
         self.assertEqual(file["rank"], self.golden["rank"])
         self.assertEqual(file["tokens"], ("I32", [8, 24], self.ids))
 
+    @device.cpu_alone
     def test_sum_and_fewer_windows(self):
         code, _, err = run(BASE, "--data", self.ds, "--seq", 24, "--score", "sum", "--out", self.out)
         self.assertEqual(code, 0, err)
@@ -64,6 +67,7 @@ class Calibrate(unittest.TestCase):
         self.assertEqual(shapes["Gmix"], ("F32", [2, 96, 96]))
         self.assertEqual(sorted(shapes), ["Ck", "Cv", "Gmix", "Gp", "Gq", "S", "means", "rank", "scores", "tokens"])
 
+    @device.cpu_alone
     def test_interrupted_and_gone_on_with(self):
         many = self.dir / "many.ds"
         many.write_bytes(struct.pack(f"<{len(self.ids)}H", *self.ids) * 400)
@@ -71,7 +75,7 @@ class Calibrate(unittest.TestCase):
         code, _, err = run(*args, "--out", self.dir / "whole")
         self.assertEqual(code, 0, err)
         partial = self.dir / "calibration.safetensors.partial"
-        with subprocess.Popen([APPS / "calibrate", *map(str, args), "--out", self.out], stderr=subprocess.PIPE,
+        with subprocess.Popen([APPS / "calibrate", *device.ARGS, *map(str, args), "--out", self.out], stderr=subprocess.PIPE,
                               text=True) as p:
             line = p.stderr.readline()  # the windows begin
             p.send_signal(signal.SIGINT)
@@ -90,12 +94,14 @@ class Calibrate(unittest.TestCase):
         self.assertFalse(partial.exists())
         self.assertEqual(self.out.read_bytes(), (self.dir / "whole").read_bytes())
 
+    @device.cpu_alone
     def test_out_is_looked_at_first(self):
         for out in (self.dir / "no" / "such.safetensors", self.dir):
             code, _, err = run(BASE, "--data", self.ds, "--seq", 24, "--out", out)
             self.assertEqual(code, 1)
             self.assertIn(f"--out {out} is no file that could be written", err)
 
+    @device.cpu_alone
     def test_refusals(self):
         for args, exit_code, sentence in (
                 (["--data", self.ds, "--seq", 193], 1, "holds 192 tokens, less than one window of --seq 193"),

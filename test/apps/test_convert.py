@@ -9,6 +9,8 @@ import sys
 import tempfile
 import unittest
 
+import device
+
 APPS = sys.argv.pop(1)
 TINY = "test/fixtures/tiny-llama/tiny-llama"
 MLA = "test/fixtures/tiny-mla/base"
@@ -18,7 +20,7 @@ TOKENIZER = "test/fixtures/lm-eval/tokenizer"
 
 
 def convert(*args, code=0):
-    p = subprocess.run([os.path.join(APPS, "convert"), *map(str, args)], capture_output=True, text=True)
+    p = subprocess.run([os.path.join(APPS, "convert"), *device.ARGS, *map(str, args)], capture_output=True, text=True)
     assert p.returncode == code, (p.returncode, p.stdout, p.stderr)
     return p
 
@@ -46,6 +48,7 @@ class ConvertTest(unittest.TestCase):
     def report(self, *args):
         return json.loads(convert(*args, "--json").stdout.splitlines()[-1])
 
+    @device.cpu_alone
     def test_round_trips_are_bit_exact(self):
         convert(TINY, self.at("hf"))
         for name, to in (("nano", "nanotron"), ("x.gguf", "gguf")):
@@ -77,6 +80,7 @@ class ConvertTest(unittest.TestCase):
         self.assertGreater(r["self_test_max_error"], 0)
         self.assertEqual(len(r["layers"]), layers)
 
+    @device.cpu_alone
     def test_bf16_stays_bf16_unless_told(self):
         source = "test/fixtures/tiny-llama/bf16"
         self.assertEqual(self.report(source, self.at("a"))["self_test_max_error"], 0)
@@ -97,6 +101,7 @@ class ConvertTest(unittest.TestCase):
             f.write(data)
         return folder
 
+    @device.cpu_alone
     def test_a_result_that_lost_the_model_is_caught(self):
         # A head of numbers too small for f16: all logits become zero.
         source = self.changed("small", lambda head: [x * 1e-20 for x in head])
@@ -104,10 +109,12 @@ class ConvertTest(unittest.TestCase):
         self.assertIn("self-test failed: logits of", p.stderr)
         convert(source, self.at("b.gguf"), "--dtype", "f16", "--no-self-test")
 
+    @device.cpu_alone
     def test_one_nan_among_the_logits_is_caught(self):
         source = self.changed("nan", lambda head: [float("nan")] + list(head[1:]))
         self.assertIn("differ by up to nan", convert(source, self.at("a"), code=1).stderr)
 
+    @device.cpu_alone
     def test_a_latent_model_passes_through_its_formats(self):
         p = convert("test/fixtures/nanotron/mla_m7_tp2", self.at("hf"))
         self.assertIn("self-test: logits agree, largest difference 0 ", p.stdout)
@@ -135,6 +142,7 @@ class ConvertTest(unittest.TestCase):
         p = convert(self.at("joint"), self.at("nano"), "--to", "nanotron")  # an MLA is a model like others
         self.assertIn("self-test: logits agree, largest difference 0 ", p.stdout)
 
+    @device.cpu_alone
     def test_to_mla_says_what_it_did(self):
         out = convert(MLA, self.at("a"), *BY_SCORE, "SVD.method=split", "SVD.low_rank=4").stdout
         for words in ("pairs that keep RoPE", "layer 1: factoring lost",
@@ -148,6 +156,7 @@ class ConvertTest(unittest.TestCase):
                      ["SVD.method=0"]):
             convert(MLA, self.at("c" + more[0]), *BY_SCORE, "SVD.low_rank=4", *more)
 
+    @device.cpu_alone
     def test_refused_conversions(self):
         with open("test/fixtures/tiny-mla/refuse.json") as f:
             cases = json.load(f)["cases"]
@@ -165,6 +174,7 @@ class ConvertTest(unittest.TestCase):
         self.assertIn("latent attention", p.stderr)
         self.assertEqual(os.listdir(self.dir), [])
 
+    @device.cpu_alone
     def test_refusals(self):
         def said(*args, code=1):
             p = convert(*args, code=code)

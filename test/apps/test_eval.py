@@ -1,6 +1,8 @@
 """llatte-eval on the tiny models: numbers against golden ones, JSON keys, exit codes, error sentences."""
 import json, math, pathlib, shutil, struct, subprocess, sys, tempfile, unittest
 
+import device
+
 APPS = pathlib.Path(sys.argv.pop(1)).resolve()
 FIX = pathlib.Path("test/fixtures")
 TINY = FIX / "tiny-llama" / "tiny-llama"
@@ -10,7 +12,7 @@ WIKI = pathlib.Path("assets/wikitext-2/test.raw")
 
 
 def run(*args):
-    p = subprocess.run([APPS / "eval", *map(str, args)], capture_output=True, text=True, timeout=300)
+    p = subprocess.run([APPS / "eval", *device.ARGS, *map(str, args)], capture_output=True, text=True, timeout=300)
     return p.returncode, p.stdout, p.stderr
 
 
@@ -94,6 +96,7 @@ class Eval(unittest.TestCase):
                 self.assertEqual(got["cache"], kind)
                 self.assertTrue(least < abs(got["nll"] - plain) < most, (kind, got["nll"], plain))
 
+    @device.cpu_alone
     def test_ppl_of_text(self):
         text = self.dir / "a.txt"
         text.write_text("The lake is one of the oldest in the world. " * 20)
@@ -105,6 +108,7 @@ class Eval(unittest.TestCase):
         self.assertIn("non-overlapping windows of 32", out)
 
     # Tolerances: see test_wikitext.cpp and test_choices.cpp; the numbers are lm_eval's.
+    @device.cpu_alone
     def test_wikitext(self):
         args = ("wikitext", TINY, "--text", WIKI, "--tokenizer", TOKENIZER, "--window", 64)
         want = json.loads((LM_EVAL / "wikitext_result.json").read_text())["results"][0]
@@ -119,6 +123,7 @@ class Eval(unittest.TestCase):
         self.assertEqual((code, err), (0, ""))
         self.assertIn("1 pages, 3218 tokens in windows of 64", out)
 
+    @device.cpu_alone
     def test_wikitext_defaults(self):
         # MODEL has 256 positions: that is the window; a tokenizer beside it needs no option.
         model = self.dir / "model"
@@ -148,6 +153,7 @@ class Eval(unittest.TestCase):
         code, out, err = run(*args, "--window", 96)
         self.assertEqual((code, out, err), (0, "acc 0.3  acc_norm 0.4  (30 items)\n", ""))
 
+    @device.cpu_alone
     def test_lm_eval_failures(self):
         tok = ("--tokenizer", TOKENIZER)
         items = self.dir / "items.jsonl"
@@ -173,6 +179,7 @@ class Eval(unittest.TestCase):
         self.assertEqual(err.count("\n"), 1, err)
         self.assertEqual(out, "")
 
+    @device.cpu_alone
     def test_failures(self):
         ds, out = self.ds, self.dir / "x.safetensors"
         self.fails(1, "no-such-folder does not exist", "ppl", "no-such-folder", "--data", ds)
@@ -188,6 +195,7 @@ class Eval(unittest.TestCase):
         self.fails(1, "exceeds max_position_embeddings 256", "ppl", TINY, "--data", ds, "--window", 300)
         self.assertFalse(out.exists())
 
+    @device.cpu_alone
     def test_usage(self):
         self.fails(2, "", "ppl", TINY)
         self.fails(2, "", "ppl", TINY, "--data", self.ds, "--text", self.ds)

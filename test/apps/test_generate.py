@@ -2,6 +2,8 @@
 sentences."""
 import json, pathlib, select, shutil, signal, subprocess, sys, tempfile, unittest
 
+import device
+
 APPS = pathlib.Path(sys.argv.pop(1)).resolve()
 FIX = pathlib.Path("test/fixtures")
 TINY = FIX / "tiny-llama" / "tiny-llama"  # 384 ids, 256 positions, 2 layers, K = 2, E = 16
@@ -15,7 +17,7 @@ TEMPLATE = ("{% for m in messages %}{{ '<|bos|>' + m['role'] + '<|eos|>' + m['co
 
 
 def run(*args, stdin=""):
-    p = subprocess.run([APPS / "generate", *map(str, args)], capture_output=True, timeout=300, input=stdin.encode())
+    p = subprocess.run([APPS / "generate", *device.ARGS, *map(str, args)], capture_output=True, timeout=300, input=stdin.encode())
     return p.returncode, p.stdout.decode(), p.stderr.decode()
 
 
@@ -57,6 +59,7 @@ class Generate(unittest.TestCase):
         greedy = ok("--max-tokens", 20, "--temperature", 0)
         self.assertEqual(greedy["ids"], ok("--max-tokens", 20, "--temperature", 1, "--top-k", 1)["ids"])
 
+    @device.cpu_alone
     def test_streams_the_text(self):
         args = ("--max-tokens", 30, "--temperature", 1, "--seed", 3)
         code, out, err = run(TINY, "--tokenizer", TOKENIZER, "--prompt", PROMPT, *args, "--stats")
@@ -65,6 +68,7 @@ class Generate(unittest.TestCase):
         for word in ("prefill", "decode", "cache"):
             self.assertIn(word, err)
 
+    @device.cpu_alone
     def test_long_text_stops_at_the_last_position(self):
         code, out, err = run(TINY, "--tokenizer", TOKENIZER, "--prompt", PROMPT, "--max-tokens", 5000, "--json")
         self.assertEqual(code, 0)
@@ -80,6 +84,7 @@ class Generate(unittest.TestCase):
         self.assertEqual(err.count("\n"), 1, err)
         self.assertEqual(out, "")
 
+    @device.cpu_alone
     def test_failures(self):
         tok = ("--tokenizer", TOKENIZER)
         self.fails(1, "none does not exist", "none", *tok, "--prompt", "a")
@@ -90,6 +95,7 @@ class Generate(unittest.TestCase):
         with tempfile.TemporaryDirectory() as d:
             self.fails(1, "config.json", d, *tok, "--prompt", "a")
 
+    @device.cpu_alone
     def test_stop_text(self):
         greedy = ("--max-tokens", 40, "--temperature", 0)
         free = ok(*greedy)
@@ -102,6 +108,7 @@ class Generate(unittest.TestCase):
             self.assertEqual(out, got["text"] + "\n")
         self.assertEqual(ok(*greedy, "--stop", text + "x")["text"], text)
 
+    @device.cpu_alone
     def test_end_of_text(self):
         greedy = ("--max-tokens", 20, "--temperature", 0)
         free = ok(*greedy)["ids"]
@@ -147,10 +154,11 @@ class Generate(unittest.TestCase):
             self.assertEqual(out, first["text"] + "\n" + second["text"] + "\n")
             self.assertEqual(err.count("prefill"), 2)
 
+    @device.cpu_alone
     def test_interrupt_ends_the_answer_only(self):
         with tempfile.TemporaryDirectory() as d:
             model = copy_of_tiny(d, TEMPLATE, max_position_embeddings=100000)
-            args = [APPS / "generate", model, "--chat", "--max-tokens", "40000", "--ignore-eos", "--stats"]
+            args = [APPS / "generate", *device.ARGS, model, "--chat", "--max-tokens", "40000", "--ignore-eos", "--stats"]
             p = subprocess.Popen(list(map(str, args)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                  stderr=subprocess.PIPE, bufsize=0)
             for question in (b"one\n", b"two\n"):
@@ -164,6 +172,7 @@ class Generate(unittest.TestCase):
             p.communicate(timeout=120)
             self.assertEqual(p.returncode, 0)
 
+    @device.cpu_alone
     def test_conversation_failures(self):
         with tempfile.TemporaryDirectory() as d:
             model = copy_of_tiny(d, "{{ raise_exception('no') }}")
@@ -177,6 +186,7 @@ class Generate(unittest.TestCase):
             model = copy_of_tiny(d, TEMPLATE)
             self.fails(1, "exceed max_position_embeddings 256", model, "--chat", "--prompt", "x " * 400)
 
+    @device.cpu_alone
     def test_usage(self):
         tok = ("--tokenizer", TOKENIZER)
         self.fails(2, "--prompt is required, or --chat", TINY, *tok)

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 
+import device
+
 APPS = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("LLATTE_APPS", "build/apps"))
 RUNS = ("tiny", "tiny-mla")
 # On one machine, with one thread count, two runs agree to the last bit. Between instruction sets they can't: a wider
@@ -22,7 +24,7 @@ TOLERANCE = 1e-5
 
 def losses(name):
     with tempfile.TemporaryDirectory(prefix="llatte-golden-") as folder:
-        command = [os.path.join(APPS, "train"), "configs/%s.yaml" % name, "checkpoints.checkpoints_path=" + folder,
+        command = [os.path.join(APPS, "train"), "configs/%s.yaml" % name, *device.ARGS, "checkpoints.checkpoints_path=" + folder,
                    "checkpoints.save_final_state=false", "checkpoints.checkpoint_interval=1000", "--threads", "2"]
         subprocess.run(command, check=True, stderr=subprocess.PIPE, timeout=300,
                        env=dict(os.environ, OMP_WAIT_POLICY="passive"))
@@ -40,7 +42,9 @@ def read_golden(name):
 
 
 def check(name):
-    first, second, golden = losses(name), losses(name), read_golden(name)
+    """On the GPU one run: that two agree is seen where it is quick (test_train.py)."""
+    first, golden = losses(name), read_golden(name)
+    second = losses(name) if device.NAME == "cpu" else first
     if first != second:
         print(name, "two runs differ:", [(i + 1, a, b) for i, (a, b) in enumerate(zip(first, second)) if a != b])
         return False

@@ -11,12 +11,14 @@ import sys
 import tempfile
 import unittest
 
+import device
+
 APPS = sys.argv.pop(1)
 BASE = "test/fixtures/tiny-mla/base"
 
 
 def run(app, *args, code=0):
-    p = subprocess.run([os.path.join(APPS, app), *map(str, args)], capture_output=True, text=True)
+    p = subprocess.run([os.path.join(APPS, app), *device.ARGS, *map(str, args)], capture_output=True, text=True)
     assert p.returncode == code, (p.returncode, p.stdout, p.stderr)
     return p
 
@@ -78,6 +80,7 @@ class ConvertHla(unittest.TestCase):
             self.assertEqual([layer["rank_v"] for layer in r["layers"]], [16, 16])
             self.assertTrue(math.isfinite(self.perplexity(self.at(mode))))
 
+    @device.cpu_alone
     def test_says_what_it_did_and_follows_a_plan(self):
         out = convert(BASE, self.at("a"), "HLA.rope=aligned", "HLA.rank_k=16", "--save-plan", self.at("plan")).stdout
         for words in ("plan: metric plain, 32 cached values", "mode aligned", "0-4 6:2 7\n",
@@ -114,6 +117,7 @@ class ConvertHla(unittest.TestCase):
                             "--json").stdout
         self.assertAlmostEqual(json.loads(through_cache)["ppl"] / self.perplexity(self.at("hla")), 1, delta=1e-4)
 
+    @device.cpu_alone
     def test_refused(self):
         for words, said in ((["HLA.rope=aligned", "RoPE.partial_rope_version=1"], "keep one of the two"),
                             (["HLA.rope=aligned", "HLA.metric=fisher"], "needs convert.calibration"),

@@ -17,6 +17,8 @@ import tempfile
 import time
 import unittest
 
+import device
+
 APPS = os.path.abspath(sys.argv.pop(1) if len(sys.argv) > 1 else os.environ.get("LLATTE_APPS", "build/apps"))
 TRAIN = os.path.join(APPS, "train")
 # Passive waiting: on a machine that is busy with other tests, spinning threads would only steal time.
@@ -28,6 +30,7 @@ class Run:
     """One run folder in its own temporary directory, trained on bytes of the text that comes with the project."""
 
     def __init__(self):
+        self.device = device.NAME
         self.dir = tempfile.mkdtemp(prefix="llatte-train-")
         self.folder = os.path.join(self.dir, "run")
         self.write_tokens("train.ds", open("assets/wikitext-2/valid.tokens", "rb").read()[:50000])
@@ -38,7 +41,7 @@ class Run:
             f.write(struct.pack("<%dH" % len(data), *data))
 
     def command(self, *more):
-        return [TRAIN, "configs/tiny.yaml", "model.model_config.vocab_size=256", "tokenizer=null",
+        return [TRAIN, "configs/tiny.yaml", "--device", self.device, "model.model_config.vocab_size=256", "tokenizer=null",
                 "model.model_config.hidden_size=32", "model.model_config.intermediate_size=64",
                 "tokens.sequence_length=32", "tokens.micro_batch_size=2", "checkpoints.keep_last=null",
                 "data_stages.0.data.dataset.dataset_folder=" + os.path.join(self.dir, "train.ds"),
@@ -110,6 +113,7 @@ class TrainTest(unittest.TestCase):
                 return r
         self.fail("the run always ended before it could be killed")
 
+    @device.cpu_alone
     def test_kill_and_resume_is_bit_exact(self):
         for dtype in ("float32", "bfloat16"):
             extra = ["tokens.train_steps=30", "checkpoints.checkpoint_interval=5", "model.dtype=" + dtype]
@@ -131,12 +135,29 @@ class TrainTest(unittest.TestCase):
         self.assertEqual(json.loads(r.stdout.splitlines()[-1])["step"], 12)
         self.assertEqual(open(parts.path("latest.txt")).read(), "12")
 
+    @device.on_cuda
+    def test_a_run_moves_between_devices(self):
+        for dtype in ("float32", "bfloat16"):
+            here, moved = self.run_folder(), self.run_folder()
+            extra = ["optimizer.learning_rate_scheduler.lr_decay_steps=7", "model.dtype=" + dtype]
+            here.train(*extra, "tokens.train_steps=6")
+            for step, name in ((2, "cpu"), (4, "cuda"), (6, "cpu")):
+                moved.device = name
+                moved.train(*extra, "tokens.train_steps=%d" % step)
+            # f32: sums in another order, 1e-6 each at worst, through six steps that do not amplify. bf16: numbers
+            # that round to the other side, 2^-9 of themselves, of which a loss is a mean over many.
+            tolerance = 1e-5 if dtype == "float32" else 2e-3
+            for a, b in zip(here.metrics(), moved.metrics()):
+                self.assertLessEqual(abs(a["loss"] - b["loss"]), tolerance * abs(a["loss"]), (a, b))
+            self.assertEqual(len(moved.metrics()), 6)
+
     def test_two_runs_are_the_same(self):
         a, b = self.run_folder(), self.run_folder()
         for r in (a, b):
             r.train("tokens.train_steps=6", "model.dtype=bfloat16", "--threads", "2")
         self.assert_same_run(a, b, 6)
 
+    @device.cpu_alone
     def test_sigint_and_sigterm_save_and_exit_0(self):
         for sig in (signal.SIGINT, signal.SIGTERM):
             r = self.run_folder()
@@ -150,6 +171,7 @@ class TrainTest(unittest.TestCase):
             self.assertEqual(r.steps()[-1], last)
             self.assertIn("stopped", err)
 
+    @device.cpu_alone
     def test_resume_modes(self):
         r = self.run_folder()
         r.train("tokens.train_steps=2", "--resume", "never")
@@ -161,6 +183,7 @@ class TrainTest(unittest.TestCase):
         said = other.train("--resume", self.runs[0].dir, code=1).stderr
         self.assertIn("is no checkpoint to resume", said)
 
+    @device.cpu_alone
     def test_damaged_checkpoint_falls_back_to_the_one_before(self):
         whole = self.run_folder()
         whole.train("tokens.train_steps=9", "checkpoints.checkpoint_interval=3")
@@ -201,6 +224,7 @@ class TrainTest(unittest.TestCase):
                       r.train("tokens.train_steps=20", "optimizer.learning_rate_scheduler.learning_rate=1e30",
                               code=1).stderr)
 
+    @device.cpu_alone
     def test_full_disk_leaves_the_old_checkpoint(self):
         r = self.run_folder()
         r.train("tokens.train_steps=2")
@@ -235,6 +259,7 @@ class TrainTest(unittest.TestCase):
         b.train("tokens.train_steps=5", "parallelism.recompute_layer=true")
         self.assert_same_run(a, b, 5)
 
+    @device.cpu_alone
     def test_early_stopping_keeps_the_best(self):
         r = self.run_folder()
         # A rate of 0 after the warm-up step: validation can't improve twice.
@@ -253,6 +278,7 @@ class TrainTest(unittest.TestCase):
                 "optimizer.learning_rate_scheduler.min_decay_lr=0")
         self.assertEqual(r.metrics()[-1]["step"], 8)
 
+    @device.cpu_alone
     def test_keep_last_and_saves(self):
         r = self.run_folder()
         r.train("tokens.train_steps=7", "checkpoints.checkpoint_interval=2", "checkpoints.keep_last=2",
@@ -263,6 +289,7 @@ class TrainTest(unittest.TestCase):
                 "checkpoints.save_final_state=false")
         self.assertEqual(r.steps(), [0, 2])
 
+    @device.cpu_alone
     def test_start_weights(self):
         first = self.run_folder()
         first.train("tokens.train_steps=4")
@@ -277,6 +304,7 @@ class TrainTest(unittest.TestCase):
         said = self.run_folder().train("checkpoints.resume_checkpoint_path=" + first.dir, code=1).stderr
         self.assertIn("is no model: it is neither", said)
 
+    @device.cpu_alone
     def test_start_weights_of_other_formats(self):
         first = self.run_folder()
         first.train("tokens.train_steps=4")
@@ -292,6 +320,7 @@ class TrainTest(unittest.TestCase):
         self.assertEqual(losses[0], losses[1])
         self.assertEqual(losses[0], losses[2])
 
+    @device.cpu_alone
     def test_native_start_checkpoint_resumes_everything_unless_told(self):
         first, whole = self.run_folder(), self.run_folder()
         decay = "optimizer.learning_rate_scheduler.lr_decay_steps=7"
@@ -320,6 +349,7 @@ class TrainTest(unittest.TestCase):
         self.assertLess(abs(rows[0]["kl"]), 1e-5)  # the same model
         self.assertGreater(rows[-1]["kl"], 1e-5)   # not any more
 
+    @device.cpu_alone
     def test_distill_learns_the_teacher(self):
         teacher, same = self.teacher(), ["tokens.train_steps=30", "distill.weight=1",
                                       "optimizer.learning_rate_scheduler.lr_decay_steps=20"]
@@ -333,6 +363,7 @@ class TrainTest(unittest.TestCase):
         self.assert_same_run(whole, parts, 30)
         self.assertEqual(kl, [row["kl"] for row in parts.metrics(("kl",))])
 
+    @device.cpu_alone
     def test_distill_teachers_that_cannot_teach(self):
         teacher = self.teacher()
         for more, words in ((["distill.teacher=" + teacher, "model.model_config.vocab_size=300"],
@@ -344,6 +375,7 @@ class TrainTest(unittest.TestCase):
         plan = json.loads(plan.splitlines()[-1])
         self.assertEqual(plan["teacher_bytes"], plan["weight_bytes"])
 
+    @device.cpu_alone
     def test_data_stages(self):
         r = self.run_folder()
         r.write_tokens("second.ds", b"abcd" * 2000)
@@ -374,6 +406,7 @@ class TrainTest(unittest.TestCase):
             trained = "self_attn" in name or "norm" in name
             self.assertEqual(before[name] != after[name], trained, name)
 
+    @device.cpu_alone
     def test_freeze_embedding(self):
         r = self.run_folder()
         r.train("tokens.train_steps=3", "optimizer.freeze_embedding=true", "checkpoints.save_initial_state=true")
@@ -381,6 +414,7 @@ class TrainTest(unittest.TestCase):
         for name in before:
             self.assertEqual(before[name] == after[name], name == "model.embed_tokens.weight", name)
 
+    @device.cpu_alone
     def test_latent_attention_is_attention_too(self):
         r = self.run_folder()
         r.write_tokens("small.ds", [b % 48 for b in open("assets/wikitext-2/valid.tokens", "rb").read()[:20000]])
@@ -411,6 +445,7 @@ class TrainTest(unittest.TestCase):
         return {k: data[8 + n + v["data_offsets"][0]:8 + n + v["data_offsets"][1]] for k, v in header.items()
                 if k != "__metadata__"}
 
+    @device.cpu_alone
     def test_text_is_tokenised_once(self):
         r = self.run_folder()
         text = os.path.join(r.dir, "text.txt")
@@ -431,6 +466,7 @@ class TrainTest(unittest.TestCase):
         with open("assets/tokenizer/tokenizer.json", "rb") as f:
             self.assertEqual(r.bytes_of("2", "tokenizer.json"), f.read())
 
+    @device.cpu_alone
     def test_bad_input_is_one_sentence(self):
         r = self.run_folder()
         for more, words in ((["tokens.micro_batchsize=2"], "did you mean tokens.micro_batch_size?"),
@@ -444,6 +480,7 @@ class TrainTest(unittest.TestCase):
         self.assertEqual(subprocess.run([TRAIN], capture_output=True).returncode, 2)
         self.assertEqual(subprocess.run([TRAIN, "configs/tiny.yaml", "nonsense"], capture_output=True).returncode, 2)
 
+    @device.cpu_alone
     def test_dry_run(self):
         r = self.run_folder()
         out = subprocess.run([TRAIN, "configs/clm-60m.yaml", "--dry-run", "--json"], capture_output=True, text=True)
@@ -454,6 +491,7 @@ class TrainTest(unittest.TestCase):
         r.train("--dry-run")
         self.assertFalse(os.path.exists(r.folder))
 
+    @device.cpu_alone
     def test_help_has_an_example(self):
         out = subprocess.run([TRAIN, "--help"], capture_output=True, text=True)
         self.assertEqual(out.returncode, 0)

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import unittest
 
+import device
 import test_train
 from test_train import Run
 
@@ -99,6 +100,7 @@ class TrainMla(unittest.TestCase):
                            "checkpoints.checkpoints_path=" + os.path.join(parts.dir, "other"), code=1).stderr
         self.assertIn("HLA.rope is original but the start weights", said)
 
+    @device.cpu_alone
     def test_hla_from_nothing(self):
         for mode in ("original", "latent", "aligned", "hybrid", "unified", "latent_literal"):
             r = self.run_folder()
@@ -108,6 +110,7 @@ class TrainMla(unittest.TestCase):
             plan = r.train(HLA + "rope=" + mode, HLA + "rope_pairs=2", "--dry-run").stdout
             self.assertIn("attention: RoPE inside the latents, " + mode, plan)
 
+    @device.cpu_alone
     def test_partial_rope_alone_and_the_baseline(self):
         plain, baseline, partial = self.run_folder(), self.run_folder(), self.run_folder()
         start = "model.init_method.path=" + self.plain.folder
@@ -120,6 +123,7 @@ class TrainMla(unittest.TestCase):
         self.assertEqual(sorted(first), sorted(read_safetensors(plain.path("2", "model.safetensors"))))
         self.assertNotEqual(plain.metrics()[0]["loss"], partial.metrics()[0]["loss"])
 
+    @device.cpu_alone
     def test_from_nothing(self):
         r = self.run_folder()
         r.train(*JOINT, "tokens.train_steps=20")
@@ -131,6 +135,7 @@ class TrainMla(unittest.TestCase):
                        "checkpoints.checkpoints_path=" + os.path.join(r.dir, "other"), code=1).stderr
         self.assertIn("RoPE.qk_tensor_path must name a file from calibrate", said)
 
+    @device.cpu_alone
     def test_frozen_but_for_attention_and_norms(self):
         r = self.run_folder()
         asked = [self.start, *JOINT, "optimizer.freeze_non_attn=true"]
@@ -146,6 +151,7 @@ class TrainMla(unittest.TestCase):
         self.assertEqual(json.loads(plan.stdout.splitlines()[-1])["trained_parameters"], trained)
         self.assertIn("attention: RoPE on 1 of 4 pairs a head", plan.stderr)
 
+    @device.cpu_alone
     def test_what_does_not_agree_is_refused(self):
         r, other = self.run_folder(), self.run_folder()
         r.train(self.start, *JOINT, "tokens.train_steps=1")
@@ -157,6 +163,7 @@ class TrainMla(unittest.TestCase):
         said = self.plain.train(*JOINT, code=1).stderr
         self.assertIn("has no latent attention, but configs/tiny.yaml asks for it", said)
 
+    @device.cpu_alone
     def test_every_config_of_the_recipe_is_planned(self):
         for config in sorted(glob.glob("configs/mla/*/*.yaml")):
             # without start weights: they are made first, or downloaded
