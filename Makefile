@@ -6,6 +6,7 @@
 #   make interop  our exported models in transformers and llama.cpp
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
 #   make ptxas-report  registers and spills of every CUDA kernel
+#   make apps     the programs alone, without tests
 #   CUDA=1 builds, tests and installs with nvcc's CUDA, in build/cuda
 NATIVE ?= 1
 SAN ?=
@@ -17,9 +18,12 @@ FLAGS := -DLLATTE_NATIVE=$(NATIVE) -DLLATTE_SAN=$(SAN) -DLLATTE_CUDA=$(if $(CUDA
 ROOMS := tensor autograd nn optim data models convert eval train apps test bench
 CODE = $(shell git ls-files -co --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh')
 
-.PHONY: all deps configure demo test run-tests san tsan mutants interop bench format format-check lines ptxas-report install clean
+.PHONY: all apps deps configure demo test run-tests san tsan mutants interop bench format format-check lines ptxas-report install clean
 all: configure
 	@cmake --build $(BUILD) -j$(shell nproc)
+
+apps: configure
+	@cmake --build $(BUILD) -j$(shell nproc) --target apps
 
 configure: deps
 	@cmake -S . -B $(BUILD) $(FLAGS) | grep '^-- llatte' || cmake -S . -B $(BUILD) $(FLAGS)
