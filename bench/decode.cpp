@@ -33,11 +33,12 @@ void run_tokens(Llama& model, const Tensor& ids_1T, KvCache& cache) {
 }
 
 template <class F>
-double tokens_per_s(int64_t rounds, int64_t tokens, F f) {
+double tokens_per_s(Device device, int64_t rounds, int64_t tokens, F f) {
   double best = 0;
   for (int64_t i = 0; i < rounds; ++i) {
     const auto start = std::chrono::steady_clock::now();
     f();
+    if (device == Device::cuda) cuda::synchronize();
     const std::chrono::duration<double> s = std::chrono::steady_clock::now() - start;
     best = std::max(best, static_cast<double>(tokens) / s.count());
   }
@@ -46,16 +47,16 @@ double tokens_per_s(int64_t rounds, int64_t tokens, F f) {
 
 void run(const App& app, const Options& o) {
   const NoGrad off;
-  const auto model = o.model.load_model();
+  const auto model = o.model.load_model(app.device);
   const int64_t V = model->config().vocab_size;
   const Tensor prompt = some_ids(o.prompt, V), one = some_ids(1, V);
-  const double prefill = tokens_per_s(o.rounds, o.prompt, [&] {
+  const double prefill = tokens_per_s(app.device, o.rounds, o.prompt, [&] {
     KvCache cache = model->make_cache(1, o.prompt, o.cache.type());
     run_tokens(*model, prompt, cache);
   });
   KvCache cache = model->make_cache(1, o.context + o.tokens, o.cache.type());
   if (o.context > 0) run_tokens(*model, some_ids(o.context, V), cache);
-  const double decode = tokens_per_s(o.rounds, o.tokens, [&] {
+  const double decode = tokens_per_s(app.device, o.rounds, o.tokens, [&] {
     for (auto& layer : cache.layers) layer->truncate(o.context);
     for (int64_t i = 0; i < o.tokens; ++i) run_tokens(*model, one, cache);
   });

@@ -17,6 +17,7 @@ struct Options {
   int64_t batch = 2, seq = 512, steps = 8, warmup = 2;
   double lr = 3e-4;
   bool recompute = false;
+  Device device = Device::cpu;
 };
 
 struct Phases {
@@ -58,13 +59,20 @@ double median(std::vector<double> x) {
   return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
+void wait(Device d) {
+  if (d == Device::cuda) cuda::synchronize();
+}
+
 double timed_step(Llama& model, AdamW& optimizer, const Sample& batch, double lr, Phases& phases) {
   const double start = seconds();
   const Var loss = model.loss(batch.tokens, batch.targets);
+  wait(loss.value.device());
   const double after_fwd = seconds();
   backward(loss);
+  wait(loss.value.device());
   const double after_bwd = seconds();
   optimizer.step(lr);
+  wait(loss.value.device());
   const double end = seconds();
   phases.fwd.push_back(after_fwd - start);
   phases.bwd.push_back(after_bwd - after_fwd);
@@ -97,14 +105,15 @@ nlohmann::ordered_json report(const Options& o, Llama& model, const Phases& p, d
           {"step_s", {{"min", *least}, {"med", med}, {"max", *most}}},
           {"phase_med_s", {{"fwd", median(p.fwd)}, {"bwd", median(p.bwd)}, {"opt", median(p.opt)}}},
           {"peak_rss_mib", peak_rss_mib()},
-          {"tensors_peak_mib", mib(alloc_stats(Device::cpu).peak_bytes)},
-          {"tensors_reserved_mib", mib(alloc_stats(Device::cpu).reserved_bytes)},
+          {"tensors_peak_mib", mib(alloc_stats(o.device).peak_bytes)},
+          {"tensors_reserved_mib", mib(alloc_stats(o.device).reserved_bytes)},
           {"loss", {{"first", first}, {"last", last}}}};
 }
 
 nlohmann::ordered_json measure(const Options& o) {
   Llama model(preset(o.preset), o.dtype == "bf16" ? DType::bf16 : DType::f32);
   model.init(1, 0.02);
+  model.to(o.device);
   model.set_recompute(o.recompute);
   AdamW optimizer(model, {.weight_decay = 0.1});
   RandomTokens tokens(o.batch, o.seq, model.config().vocab_size);
@@ -133,5 +142,8 @@ int main(int argc, char** argv) {
   app.cli.add_option("--warmup", o.warmup, "steps before")->check(CLI::Range(0, 1000))->capture_default_str();
   app.cli.add_option("--lr", o.lr)->capture_default_str();
   app.cli.add_flag("--recompute", o.recompute, "recompute each layer in backward");
-  return app.run(argc, argv, [&] { app.print_json(llatte::measure(o)); });
+  return app.run(argc, argv, [&] {
+    o.device = app.device;
+    app.print_json(llatte::measure(o));
+  });
 }
