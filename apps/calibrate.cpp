@@ -83,7 +83,7 @@ void check_target(const std::filesystem::path& out) {
 void run(const App& app, const Options& o) {
   check_target(o.out);
   const std::string partial = o.out + ".partial";
-  const auto model = o.model.load_model();
+  const auto model = o.model.load_model(app.device);
   const Tensor tokens_NT = read_windows(o, model->config());
   const int64_t N = tokens_NT.size(0);
   if (N < o.samples) std::cerr << "calibrate: the data has " << N << " whole windows, all are used\n";

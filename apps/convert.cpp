@@ -36,9 +36,10 @@ Checkpoint open_source(const Options& o) {
 }
 
 // Empty where it ran and passed; else why it did not run.
-std::string self_test(const Options& o, const Checkpoint& source, const Checkpoint& result, SelfTest& t) {
+std::string self_test(const App& app, const Options& o, const Checkpoint& source, const Checkpoint& result,
+                      SelfTest& t) {
   if (o.no_self_test) return "left out";
-  t = compare_logits(source, result);
+  t = compare_logits(source, result, app.device);
   LLATTE_CHECK(t.passed(), "self-test failed: logits of ", o.source, " and ", o.target, " differ by up to ",
                t.max_error, " (largest logit ", t.max_logit, "); don't use ", o.target);
   return "";
@@ -69,7 +70,7 @@ void change_format(const App& app, const Options& o, const Checkpoint& source) {
   std::ostream& out = app.json ? std::cerr : std::cout;
   out << weight_table(source, result);
   SelfTest t;
-  const std::string untested = self_test(o, source, result, t);
+  const std::string untested = self_test(app, o, source, result, t);
   if (untested.empty())
     out << "self-test: logits agree, largest difference " << t.max_error << " of " << t.max_logit << '\n';
   else out << "self-test " << untested << '\n';
@@ -148,7 +149,7 @@ void change_attention(const App& app, const Options& o, const Checkpoint& source
   out << plan_table(plan);
   if (!o.save_plan.empty()) save_plan(o.save_plan, plan);
   const auto errors = std::make_shared<std::vector<LayerError>>();
-  const Checkpoint latent = convert_attention(source, plan, errors);
+  const Checkpoint latent = convert_attention(source, plan, errors, app.device);
   save_checkpoint(o.target, latent, target_format(o), target_dtype(o, source));
   const Checkpoint result = open_checkpoint(o.target);
   say_layers(out, *errors);
@@ -160,8 +161,8 @@ void change_attention(const App& app, const Options& o, const Checkpoint& source
   add_plan(j["layers"], plan, *errors);
   if (o.no_self_test) out << "self-test left out\n";
   else
-    j["self_test_max_error"] =
-        say(out, o, plan.config.hla.has_value(), test_conversion(source, plan, latent, result));
+    j["self_test_max_error"] = say(out, o, plan.config.hla.has_value(),
+                                   test_conversion(source, plan, latent, result, kLargeModel, app.device));
   if (app.json) app.print_json(j);
 }
 

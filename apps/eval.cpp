@@ -33,7 +33,7 @@ std::vector<int32_t> read_ids(const Options& o, const LlamaConfig& c) {
 }
 
 void ppl(const App& app, const Options& o) {
-  const auto model = o.model.load_model();
+  const auto model = o.model.load_model(app.device);
   const std::vector<int32_t> ids = read_ids(o, model->config());
   const auto n = static_cast<int64_t>(ids.size());
   const auto windows = o.stride ? sliding_windows(n, o.window, o.stride, o.max_windows)
@@ -60,9 +60,9 @@ void ppl(const App& app, const Options& o) {
 
 // What both of lm-eval's tasks need. MODEL's config says what --window is where it isn't given.
 struct LmEval {
-  explicit LmEval(const Options& o)
+  LmEval(const App& app, const Options& o)
       : tokenizer(o.model.load_tokenizer()),
-        model(o.model.load_model()),
+        model(o.model.load_model(app.device)),
         prefix(prefix_token(tokenizer, o.model.tokenizer_config(), model->config())),
         positions(model->config().max_position_embeddings) {}
   Tokenizer tokenizer;
@@ -76,7 +76,7 @@ void wikitext_metric(const App& app, const Options& o) {
   LLATTE_CHECK(!pages.empty(), o.text, " has no pages; give a wiki.*.raw file");
   if (o.max_pages && o.max_pages < static_cast<int64_t>(pages.size()))
     pages.resize(static_cast<size_t>(o.max_pages));
-  const LmEval e(o);
+  const LmEval e(app, o);
   const int64_t window = o.read_at_most ? o.read_at_most : std::min<int64_t>(2048, e.positions);
   EvalProgress progress("wikitext");
   const Wikitext w = wikitext(*e.model, e.tokenizer, e.prefix, pages, window, std::ref(progress));
@@ -97,7 +97,7 @@ void wikitext_metric(const App& app, const Options& o) {
 
 void choices(const App& app, const Options& o) {
   const std::vector<ChoiceItem> items = read_choice_items(o.items);
-  const LmEval e(o);
+  const LmEval e(app, o);
   EvalProgress progress("choices");
   const Choices c = score_choices(*e.model, e.tokenizer, e.prefix, items,
                                   o.read_at_most ? o.read_at_most : e.positions, std::ref(progress));
@@ -121,7 +121,7 @@ Tensor whole_windows(const Options& o, const LlamaConfig& c) {
 
 void logits(const App& app, const Options& o) {
   const NoGrad off;
-  const auto model = o.model.load_model();
+  const auto model = o.model.load_model(app.device);
   const Tensor tokens_NT = whole_windows(o, model->config());
   const int64_t N = tokens_NT.size(0), T = tokens_NT.size(1), V = model->config().vocab_size;
   Tensor all_NTV = Tensor::empty({N, T, V}, DType::f32);
@@ -140,13 +140,14 @@ double mean_loss_and_gradients(Llama& model, const Tensor& tokens_NT) {
     const Tensor row_1T = tokens_NT.slice(0, n, n + 1);
     const Var loss = model.loss(row_1T.slice(1, 0, T - 1).contiguous(), row_1T.slice(1, 1, T).contiguous());
     sum += loss.value.item();
-    backward(loss, Tensor::full(loss.shape(), 1.0 / static_cast<double>(N), loss.value.dtype()));
+    backward(loss, Tensor::full(loss.shape(), 1.0 / static_cast<double>(N), loss.value.dtype(),
+                                loss.value.device()));
   }
   return sum / static_cast<double>(N);
 }
 
 void grads(const App& app, const Options& o) {
-  const auto model = o.model.load_model();
+  const auto model = o.model.load_model(app.device);
   const Tensor tokens_NT = whole_windows(o, model->config());
   const double loss = mean_loss_and_gradients(*model, tokens_NT);
   std::vector<std::pair<std::string, Tensor>> out{

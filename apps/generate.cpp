@@ -49,7 +49,7 @@ class Speaker {
         o_(o),
         tokenizer_(o.model.load_tokenizer()),
         chat_template_(o.chat ? find_template(o.model) : ""),
-        model_(o.model.load_model()),
+        model_(o.model.load_model(app.device)),
         session_(*model_, o.cache.type(), o.chat && !o.prompted ? kChatReserve : 0) {
     if (!o.system.empty()) talk_.push_back({"system", o.system});
   }

@@ -63,7 +63,11 @@ struct ModelOptions {
     return *opened_;
   }
 
-  std::unique_ptr<Llama> load_model() const { return llatte::load_model(checkpoint(), dtype()); }
+  std::unique_ptr<Llama> load_model(Device device) const {
+    auto loaded = llatte::load_model(checkpoint(), dtype());
+    loaded->to(device);
+    return loaded;
+  }
 
   Tokenizer load_tokenizer() const {
     if (!tokenizer_path.empty()) return Tokenizer::load(tokenizer_path);

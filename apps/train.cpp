@@ -83,7 +83,8 @@ int main(int argc, char** argv) {
     for (const std::string& o : overrides)
       if (o.find('=') == std::string::npos)
         throw llatte::UsageError("'" + o + "' is no key.path=value override");
-    const llatte::TrainConfig c = llatte::load_train_config(config, overrides);
+    llatte::TrainConfig c = llatte::load_train_config(config, overrides);
+    c.device = app.device;
     for (const std::string& w : c.warnings) std::cerr << w << std::endl;
     if (dry_run) return print_plan(app, c);
     std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error to report, like a full disk

@@ -74,7 +74,7 @@ Checkpoint with_attention(const Checkpoint& base, const LlamaConfig& config,
 }
 
 Checkpoint convert_attention(const Checkpoint& source, const ConversionPlan& plan,
-                             std::shared_ptr<std::vector<LayerError>> errors) {
+                             std::shared_ptr<std::vector<LayerError>> errors, Device device) {
   if (errors) errors->assign(static_cast<size_t>(plan.config.num_hidden_layers), {});
   const Checkpoint result = with_attention(source, plan.config, [=](int64_t l) {
     LayerError error;
@@ -84,8 +84,8 @@ Checkpoint convert_attention(const Checkpoint& source, const ConversionPlan& pla
   });
   if (!plan.settings.refit_o) return result;
   const CalibrationFile statistics(plan.settings.calibration, source.config);
-  return with_outputs(result,
-                      refit_o(source, plan.config.hla ? result : lifted(result), statistics.tokens()));
+  return with_outputs(
+      result, refit_o(source, plan.config.hla ? result : lifted(result), statistics.tokens(), device));
 }
 
 }  // namespace llatte

@@ -15,9 +15,10 @@ struct LayerError {
 };
 
 // `errors`, where given, is sized [L] and filled as layers are made. With refit_o, o_proj is fitted here and
-// now.
+// now, both models running on `device`.
 Checkpoint convert_attention(const Checkpoint& source, const ConversionPlan& plan,
-                             std::shared_ptr<std::vector<LayerError>> errors = nullptr);
+                             std::shared_ptr<std::vector<LayerError>> errors = nullptr,
+                             Device device = Device::cpu);
 
 // Weights of a layer's attention, f64, by their names in it: "W_k_r.weight".
 using LayerWeights = std::map<std::string, Tensor>;

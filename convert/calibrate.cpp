@@ -32,7 +32,10 @@ std::string fingerprint(Llama& model) {
   const std::vector<double> frequencies = rope_frequencies(c);
   uint64_t h = fingerprint(shape.data(), shape.size());
   h = fingerprint(frequencies.data(), frequencies.size() * sizeof(double), h);
-  model.params("", [&](const std::string&, Var& p) { h = fingerprint(p.value.raw(), p.value.bytes(), h); });
+  model.params("", [&](const std::string&, Var& p) {
+    const Tensor w = p.value.to(Device::cpu);
+    h = fingerprint(w.raw(), w.bytes(), h);
+  });
   return std::to_string(h);
 }
 
@@ -72,7 +75,8 @@ class Probing {
 Tensor sampled_labels(Llama& model, const Tensor& hidden_TD, uint64_t seed, uint64_t window) {
   const NoGrad off;
   const int64_t T = hidden_TD.size(0);
-  Tensor u_T = Tensor::empty({T}, acc_dtype(model.dtype())), labels_T = Tensor::empty({T}, DType::i32);
+  Tensor u_T = Tensor::empty({T}, acc_dtype(model.dtype()), model.device());
+  Tensor labels_T = Tensor::empty({T}, DType::i32, model.device());
   kernels::random_uniform(seed, window, u_T);
   for (int64_t t = 0; t < T; t += kLogitRows) {
     const int64_t end = std::min(T, t + kLogitRows);
@@ -102,8 +106,8 @@ struct Calibration::Impl final : AttentionProbe {
     const LlamaConfig& c = m.config();
     if (!s.covariance) return;
     moments.emplace(layers(), c.hidden_size, c.num_key_value_heads * c.head_dim,
-                    c.num_attention_heads * c.head_dim, acc());
-    rope = make_rope_table(rope_frequencies(c), tokens.size(1), acc());
+                    c.num_attention_heads * c.head_dim, acc(), m.device());
+    rope = make_rope_table(rope_frequencies(c), tokens.size(1), acc(), m.device());
   }
 
   int64_t layers() const { return model.config().num_hidden_layers; }
@@ -140,7 +144,7 @@ struct Calibration::Impl final : AttentionProbe {
     const Tensor labels_T =
         sampled_labels(model, hidden_TD.value, settings.seed, static_cast<uint64_t>(done));
     const Var mean = linear_cross_entropy(hidden_TD, model.head_weight(), labels_T);
-    backward(mean, Tensor::full(mean.shape(), static_cast<double>(T), mean.value.dtype()));
+    backward(mean, Tensor::full(mean.shape(), static_cast<double>(T), mean.value.dtype(), model.device()));
   }
 
   void run_window() {

@@ -12,15 +12,15 @@ Tensor head_of(const Tensor& x, int64_t head) {
   return x.reshape({x.size(0), x.size(1) * E}).slice(1, head * E, (head + 1) * E);
 }
 
-Tensor positions(int64_t T) {
+Tensor positions(int64_t T, Device d) {
   std::vector<int32_t> pos(static_cast<size_t>(T));
   std::iota(pos.begin(), pos.end(), 0);
-  return Tensor::from(pos, {T});
+  return Tensor::from(pos, {T}).to(d);
 }
 
 Tensor rotated(const Tensor& x_THE, const RopeTable& rope) {
   Tensor y = Tensor::empty_like(x_THE);
-  kernels::rope(x_THE, rope.cos, rope.sin, positions(x_THE.size(0)), Tensor(), false, y);
+  kernels::rope(x_THE, rope.cos, rope.sin, positions(x_THE.size(0), x_THE.device()), Tensor(), false, y);
   return y;
 }
 
@@ -29,7 +29,9 @@ void turn_back(Tensor& z_T3n, const RopeTable& rope, int64_t K, int64_t E) {
   std::vector<int32_t> pairs(static_cast<size_t>(3 * K * (E / 2)), -1);
   for (int64_t i = 0; i < K * (E / 2); ++i) pairs[static_cast<size_t>(i)] = static_cast<int32_t>(i % (E / 2));
   Tensor z = z_T3n.reshape({z_T3n.size(0), 3 * K, E});
-  kernels::rope(z, rope.cos, rope.sin, positions(z.size(0)), Tensor::from(pairs, {3 * K, E / 2}), true, z);
+  const Device d = z.device();
+  const Tensor pairs_HP = Tensor::from(pairs, {3 * K, E / 2}).to(d);
+  kernels::rope(z, rope.cos, rope.sin, positions(z.size(0), d), pairs_HP, true, z);
 }
 
 // to += a^T b, the sum over queries s.
@@ -75,7 +77,8 @@ HeadGradients head_gradients(const HeadInputs& in, const RopeTable& rope) {
   LLATTE_SHAPE(in.v_TKE, T, K, E);
   LLATTE_SHAPE(in.do_THE, T, H, E);
   const DType t = in.q_THE.dtype();
-  const auto matrix = [&] { return Tensor::empty({T, T}, t); };
+  const Device d = in.q_THE.device();
+  const auto matrix = [&] { return Tensor::empty({T, T}, t, d); };
   Work work{in,
             rotated(in.q_THE, rope),
             rotated(in.k_TKE, rope),
@@ -83,13 +86,13 @@ HeadGradients head_gradients(const HeadInputs& in, const RopeTable& rope) {
             matrix(),
             matrix(),
             1 / std::sqrt(static_cast<double>(E))};
-  HeadGradients g{Tensor::zeros({T, 3 * K * E}, t), Tensor::zeros({T, 3 * K * E}, t),
-                  Tensor::zeros({T, H, E}, t)};
+  HeadGradients g{Tensor::zeros({T, 3 * K * E}, t, d), Tensor::zeros({T, 3 * K * E}, t, d),
+                  Tensor::zeros({T, H, E}, t, d)};
   for (int64_t h = 0; h < H; ++h) work.add_head(h, g);
   g.mixed_T3n.slice(1, 2 * K * E, 3 * K * E).copy_from(g.plain_T3n.slice(1, 2 * K * E, 3 * K * E));
   turn_back(g.plain_T3n, rope, K, E);
   turn_back(g.mixed_T3n, rope, K, E);
-  kernels::rope(g.q_THE, rope.cos, rope.sin, positions(T), Tensor(), true, g.q_THE);
+  kernels::rope(g.q_THE, rope.cos, rope.sin, positions(T, d), Tensor(), true, g.q_THE);
   return g;
 }
 

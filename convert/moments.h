@@ -17,9 +17,12 @@
 
 namespace llatte {
 
+// Row t of x (N,n) times weights[t], rounded to x's type first.
+Tensor weighted_rows(const Tensor& x_Nn, const std::vector<double>& weights);
+
 class MomentSums {
  public:
-  MomentSums(int64_t L, int64_t D, int64_t n, int64_t A, DType acc);
+  MomentSums(int64_t L, int64_t D, int64_t n, int64_t A, DType acc, Device d);  // d: where the model runs
   void add_inputs(int64_t layer, const Tensor& x_TD);
   // One window's gradients.
   void add_gradients(int64_t layer, const Tensor& x_TD, const HeadGradients& g);
@@ -36,7 +39,7 @@ class MomentSums {
   int64_t n_;
   Tensor S_LDD_, Ck_LDD_, Cv_LDD_, Gp_LZZ_, Gmix_LZZ_, Gq_LAA_;  // Z = 3n
   Tensor means_L3D_;
-  Tensor norms_L2_;  // f64: sum |g_k|^2, sum |g_v|^2
+  Tensor norms_L2_;  // f64, on the host: sum |g_k|^2, sum |g_v|^2
 };
 
 }  // namespace llatte

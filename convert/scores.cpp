@@ -19,7 +19,7 @@ double combined(ScoreKind kind, double q, double k) { return kind == ScoreKind::
 }  // namespace
 
 void add_pair_norms(const Tensor& x_BTHE, Tensor& sum_HP) {
-  const Tensor x = x_BTHE.contiguous();
+  const Tensor x = x_BTHE.to(Device::cpu).contiguous();
   const int64_t tokens = x.size(0) * x.size(1), H = x.size(2), E = x.size(3), P = E / 2;
   LLATTE_SHAPE(sum_HP, H, P);
   double* sum = sum_HP.data<double>();

@@ -12,7 +12,7 @@ namespace llatte {
 
 enum class ScoreKind { product, sum };  // sum: q's mean + k's, as the nanotron-era program had it
 
-// sum_HP (f64) += ||x_(h,j)|| of every token of x_BTHE, in the order of the tokens.
+// sum_HP (f64) += ||x_(h,j)|| of every token of x_BTHE, in the order of the tokens, on the host.
 void add_pair_norms(const Tensor& x_BTHE, Tensor& sum_HP);
 
 // f32 [L,K,P] from the sums [L,H,P] and [L,K,P] over `tokens` tokens. Not finite: an Error naming the layer.

@@ -24,10 +24,12 @@ Tensor some_tokens(const LlamaConfig& c) {
   return Tensor::from(ids, {1, T});
 }
 
-std::vector<float> logits_of(const Checkpoint& checkpoint, const Tensor& tokens_1T, DType dtype) {
+std::vector<float> logits_of(const Checkpoint& checkpoint, const Tensor& tokens_1T, DType dtype,
+                             Device device) {
   const NoGrad off;
-  release_cached_blocks(Device::cpu);  // what the conversion, or the other model, has left
+  release_cached_blocks(device);  // what the conversion, or the other model, has left
   const auto model = load_model(checkpoint, dtype);
+  model->to(device);
   return model->logits(model->hidden(tokens_1T)).value.to(DType::f32).to_vector<float>();
 }
 
@@ -56,9 +58,11 @@ double added_rounding(const Checkpoint& source, const Checkpoint& result) {
   return worst;
 }
 
-SelfTest compared(const Checkpoint& source, const Checkpoint& result, DType dtype, double tolerance) {
+SelfTest compared(const Checkpoint& source, const Checkpoint& result, DType dtype, double tolerance,
+                  Device device) {
   const Tensor tokens_1T = some_tokens(source.config);
-  const std::vector<float> a = logits_of(source, tokens_1T, dtype), b = logits_of(result, tokens_1T, dtype);
+  const std::vector<float> a = logits_of(source, tokens_1T, dtype, device),
+                           b = logits_of(result, tokens_1T, dtype, device);
   LLATTE_CHECK(a.size() == b.size(), "self-test: ", a.size(), " logits became ", b.size());
   SelfTest t;
   for (size_t i = 0; i < a.size(); ++i) {
@@ -110,15 +114,17 @@ bool exact(const ConversionPlan& plan) {
 
 }  // namespace
 
-SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result) {
+SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result, Device device) {
   const bool narrow = at_most_16_bits(source) && at_most_16_bits(result);
-  return compared(source, result, narrow ? DType::bf16 : DType::f32, rounding_tolerance(source, result));
+  return compared(source, result, narrow ? DType::bf16 : DType::f32, rounding_tolerance(source, result),
+                  device);
 }
 
 ConversionTest test_conversion(const Checkpoint& source, const ConversionPlan& plan,
-                               const Checkpoint& converted, const Checkpoint& written, int64_t large) {
-  const auto run = [large](const Checkpoint& a, const Checkpoint& b, double tolerance) {
-    return compared(sample_of(a, large), sample_of(b, large), DType::f32, tolerance);
+                               const Checkpoint& converted, const Checkpoint& written, int64_t large,
+                               Device device) {
+  const auto run = [large, device](const Checkpoint& a, const Checkpoint& b, double tolerance) {
+    return compared(sample_of(a, large), sample_of(b, large), DType::f32, tolerance, device);
   };
   ConversionTest t;
   // 1e-4: sums in f32 taken in another order, 1e-7 each, through all layers.

@@ -14,8 +14,9 @@ struct SelfTest {
 };
 
 // Runs in f32, or in bf16 where neither holds more than 16 bits a weight.
-SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result);
+SelfTest compare_logits(const Checkpoint& source, const Checkpoint& result, Device device = Device::cpu);
 
+constexpr int64_t kLargeModel = 1'000'000'000;
 // A conversion proves itself three times, in f32 on the same tokens. Models of more than `large` parameters
 // are cut to their first layer: the layers are converted alike.
 struct ConversionTest {
@@ -28,6 +29,6 @@ struct ConversionTest {
 };
 ConversionTest test_conversion(const Checkpoint& source, const ConversionPlan& plan,
                                const Checkpoint& converted, const Checkpoint& written,
-                               int64_t large = 1'000'000'000);
+                               int64_t large = kLargeModel, Device device = Device::cpu);
 
 }  // namespace llatte

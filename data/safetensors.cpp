@@ -387,7 +387,7 @@ void write_safetensors(const fs::path& file, const std::vector<TensorSource>& te
   add_raw(items, raw, file);
   for (const TensorSource& s : tensors) {
     const auto put = [&](AtomicFile& out) {
-      const Tensor t = s.get().contiguous();
+      const Tensor t = s.get().to(Device::cpu).contiguous();
       LLATTE_CHECK(t.dtype() == s.dtype && t.shape() == s.shape, "cannot write ", file.string(), ": tensor '",
                    s.name, "' was announced as ", llatte::name(s.dtype), ' ', s.shape, " and is ",
                    llatte::name(t.dtype()), ' ', t.shape());
@@ -403,8 +403,7 @@ void write_safetensors(const fs::path& file, const std::vector<std::pair<std::st
                        const std::map<std::string, std::string>& metadata) {
   std::vector<TensorSource> sources;
   for (const auto& [name, t] : tensors) {
-    LLATTE_CHECK(t.defined() && t.device() == Device::cpu, "cannot write ", file.string(), ": tensor '", name,
-                 t.defined() ? "' is not on the CPU" : "' was never set");
+    LLATTE_CHECK(t.defined(), "cannot write ", file.string(), ": tensor '", name, "' was never set");
     sources.push_back({name, t.dtype(), t.shape(), [t = t] { return t; }});
   }
   write_safetensors(file, sources, metadata);

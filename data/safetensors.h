@@ -49,9 +49,9 @@ class SafetensorsFile {
   std::vector<MappedFile> mappings_;
 };
 
-// Writes all tensors (CPU, any strides) under their names: {"format":"pt"} plus `metadata`, header padded to
-// 8 bytes, dtype descending (F64, F32, I32, BF16) then name: byte for byte what the safetensors library
-// writes. Temp file + fsync + rename.
+// Writes all tensors (any device and strides) under their names: {"format":"pt"} plus `metadata`, header
+// padded to 8 bytes, dtype descending (F64, F32, I32, BF16) then name: byte for byte what the safetensors
+// library writes. Temp file + fsync + rename.
 void write_safetensors(const std::filesystem::path& file,
                        const std::vector<std::pair<std::string, Tensor>>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
@@ -61,7 +61,7 @@ struct TensorSource {
   std::string name;
   DType dtype;
   Shape shape;
-  std::function<Tensor()> get;  // on the CPU, of that dtype and shape
+  std::function<Tensor()> get;  // of that dtype and shape
 };
 // For types a Tensor cannot have (U8, F16, ...): `data` is little-endian, row-major.
 struct RawTensor {

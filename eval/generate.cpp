@@ -49,7 +49,7 @@ class Seen {
   }
   void penalize(double penalty, Tensor& logits_1V) const {
     if (penalty == 1) return;
-    const Tensor ids_N = Tensor::from(ids_, {static_cast<int64_t>(ids_.size())});
+    const Tensor ids_N = Tensor::from(ids_, {static_cast<int64_t>(ids_.size())}).to(logits_1V.device());
     kernels::repetition_penalty(ids_N, penalty, logits_1V);
   }
 
@@ -59,10 +59,11 @@ class Seen {
 };
 
 int32_t pick(const Tensor& logits_1V, const GenerateOptions& o, uint64_t n) {
-  Tensor u = Tensor::empty({1}, logits_1V.dtype()), id = Tensor::empty({1}, DType::i32);
+  const Device d = logits_1V.device();
+  Tensor u = Tensor::empty({1}, logits_1V.dtype(), d), id = Tensor::empty({1}, DType::i32, d);
   kernels::random_uniform(o.seed, n, u);
   kernels::sample(logits_1V, u, o.rule, id);
-  return *id.data<int32_t>();
+  return static_cast<int32_t>(id.item());
 }
 
 bool stops(const GenerateOptions& o, int32_t id) {

@@ -32,7 +32,7 @@ size_t batch_size(Batch longest_first, int64_t batch_tokens) {
   return n;
 }
 
-std::vector<double> numbers(const Tensor& t) { return t.to(DType::f64).to_vector<double>(); }
+std::vector<double> numbers(const Tensor& t) { return t.to(Device::cpu).to(DType::f64).to_vector<double>(); }
 
 // Few enough that latents are read in the absorbed form (nn/latent_attention.h), as a decoder does.
 constexpr int64_t kChunk = 16;

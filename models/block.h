@@ -33,6 +33,7 @@ class Block final : public Module {
     mlp_norm_.params(prefix + "post_attention_layernorm.", f);
     mlp_.params(prefix + "mlp.", f);
   }
+  void buffers(const BufferFn& f) override { attention_->buffers(f); }
 
  private:
   RmsNorm attention_norm_, mlp_norm_;

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <numeric>
 #include "autograd/ops.h"
 #include "models/block.h"
 #include "tensor/kernels.h"  // fill, random_normal, embedding_fwd, linear_cross_entropy
@@ -71,10 +70,11 @@ void init_plane_lift(uint64_t seed, uint64_t stream, const Planes& planes, Tenso
   a_NP.copy_from(normal_NP);
 }
 
-Tensor positions(int64_t begin, int64_t T) {
-  std::vector<int32_t> pos(static_cast<size_t>(T));
-  std::iota(pos.begin(), pos.end(), static_cast<int32_t>(begin));
-  return Tensor::from(pos, {T});
+// [B,T], as the rope kernel reads them: made once for all layers.
+Tensor positions(int64_t begin, int64_t B, int64_t T) {
+  std::vector<int32_t> pos(static_cast<size_t>(B * T));
+  for (int64_t i = 0; i < B * T; ++i) pos[static_cast<size_t>(i)] = static_cast<int32_t>(begin + i % T);
+  return Tensor::from(pos, {B, T});
 }
 
 }  // namespace
@@ -98,9 +98,11 @@ struct Llama::Impl {
     const int64_t have = rope.cos.defined() ? rope.cos.size(0) : 0;
     if (S > have)
       rope = make_rope_table(frequencies, std::min(c.max_position_embeddings, std::max(S, 2 * have)),
-                             acc_dtype(dtype));
+                             acc_dtype(dtype), device());
     return rope;
   }
+
+  Device device() const { return embed_tokens.weight().value.device(); }
 
   const Var& head_weight() const { return lm_head ? lm_head->weight() : embed_tokens.weight(); }
 
@@ -128,6 +130,7 @@ Llama::~Llama() = default;
 
 const LlamaConfig& Llama::config() const { return impl_->c; }
 DType Llama::dtype() const { return impl_->dtype; }
+Device Llama::device() const { return impl_->device(); }
 void Llama::set_recompute(bool each_layer) { impl_->recompute_blocks = each_layer; }
 void Llama::set_probe(AttentionProbe* probe) { impl_->probe = probe; }
 
@@ -148,22 +151,22 @@ Var Llama::hidden(const Tensor& tokens_BT, KvCache* cache) {
   LLATTE_CHECK(!cache || cache->layers.size() == impl_->blocks.size(), "llama: a cache of ",
                cache ? cache->layers.size() : 0, " layers for a model of ", impl_->blocks.size());
   const int64_t T = tokens_BT.size(1), past = cache ? cache->length() : 0;
-  const Tensor pos_T = positions(past, T);
+  const Tensor pos_BT = positions(past, tokens_BT.size(0), T).to(device());
   const RopeTable rope = impl_->rope_for(past + T);  // handles: the table may grow before backward runs
 
-  Var x_BTD = impl_->embed_tokens(tokens_BT);
+  Var x_BTD = impl_->embed_tokens(tokens_BT.to(device()));
   for (size_t l = 0; l < impl_->blocks.size(); ++l) {
     const Block& block = *impl_->blocks[l];
     const auto layer = static_cast<int64_t>(l);
     if (!cache && impl_->recompute_blocks)
       x_BTD = recompute(
-          [&block, rope, pos_T, layer](const Var& x) {
-            return block.forward(x, {rope, pos_T, layer});
+          [&block, rope, pos_BT, layer](const Var& x) {
+            return block.forward(x, {rope, pos_BT, layer});
           },
           x_BTD);
     else
       x_BTD =
-          block.forward(x_BTD, {rope, pos_T, layer, cache ? cache->layers[l].get() : nullptr, impl_->probe});
+          block.forward(x_BTD, {rope, pos_BT, layer, cache ? cache->layers[l].get() : nullptr, impl_->probe});
   }
   LLATTE_SHAPE(x_BTD, tokens_BT.size(0), T, impl_->c.hidden_size);
   return impl_->norm(x_BTD);
@@ -190,15 +193,16 @@ Tensor Llama::losses(const Tensor& tokens_BT, const Tensor& targets_BT, KvCache*
   for (size_t n = 0; n < all.size(); ++n)
     if (all[n] != -100) rows.push_back(static_cast<int32_t>(n)), targets.push_back(all[n]);
   const auto N = static_cast<int64_t>(rows.size()), D = impl_->c.hidden_size;
-  Tensor losses_N = Tensor::empty({N}, acc_dtype(dtype())), no_dx, no_dw;
+  Tensor losses_N = Tensor::empty({N}, acc_dtype(dtype()), device()), no_dx, no_dw;
   if (N == 0 && !cache) return losses_N;
   const Tensor hidden_BTD = hidden(tokens_BT, cache).value;
   if (N == 0) return losses_N;
   // Only rows that count meet the vocabulary: picking rows of a matrix is what an embedding does.
-  Tensor x_ND = Tensor::empty({N, D}, dtype());
-  kernels::embedding_fwd(Tensor::from(rows, {N}), hidden_BTD.reshape({tokens_BT.numel(), D}), x_ND);
-  kernels::linear_cross_entropy(x_ND, impl_->head_weight().value, Tensor::from(targets, {N}), -100, losses_N,
-                                no_dx, no_dw);
+  Tensor x_ND = Tensor::empty({N, D}, dtype(), device());
+  const Tensor rows_N = Tensor::from(rows, {N}).to(device()),
+               targets_N = Tensor::from(targets, {N}).to(device());
+  kernels::embedding_fwd(rows_N, hidden_BTD.reshape({tokens_BT.numel(), D}), x_ND);
+  kernels::linear_cross_entropy(x_ND, impl_->head_weight().value, targets_N, -100, losses_N, no_dx, no_dw);
   return losses_N;
 }
 
@@ -217,6 +221,11 @@ void Llama::params(const std::string& prefix, const ParamFn& f) {
     impl_->blocks[l]->params(prefix + "model.layers." + std::to_string(l) + ".", f);
   impl_->norm.params(prefix + "model.norm.", f);
   if (impl_->lm_head) impl_->lm_head->params(prefix + "lm_head.", f);
+}
+
+void Llama::buffers(const BufferFn& f) {
+  f(impl_->rope.cos), f(impl_->rope.sin);
+  for (const auto& block : impl_->blocks) block->buffers(f);
 }
 
 }  // namespace llatte

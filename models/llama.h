@@ -112,7 +112,8 @@ std::vector<std::string> preset_names();
 
 // frequencies f64 [head_dim/2], rope_scaling applied.
 std::vector<double> rope_frequencies(const LlamaConfig& c);
-RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positions, DType acc);
+RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positions, DType acc,
+                          Device d = Device::cpu);
 
 // What make_attention needs for one layer.
 AttentionConfig attention_config(const LlamaConfig& c, int64_t layer, DType t);
@@ -127,9 +128,11 @@ class Llama : public Module {
 
   const LlamaConfig& config() const;
   DType dtype() const;
+  Device device() const;                  // made on the CPU; moved by to()
   void set_recompute(bool each_layer);    // recompute blocks in backward: same numbers, less memory
   void set_probe(AttentionProbe* probe);  // null: none
 
+  // Tokens and targets may lie on the host whatever the device; results lie on the device.
   // tokens i32 [B,T] -> hidden states after the final norm (B,T,D). With a cache, the tokens come after its
   // contents.
   Var hidden(const Tensor& tokens_BT, KvCache* cache = nullptr);
@@ -147,6 +150,7 @@ class Llama : public Module {
   KvCache make_cache(int64_t B, int64_t S, std::optional<CacheType> t = std::nullopt) const;
   void params(const std::string& prefix,
               const ParamFn& f) override;  // a tied lm_head is listed once, as the embedding
+  void buffers(const BufferFn& f) override;
 
  private:
   struct Impl;

@@ -31,7 +31,7 @@ std::vector<double> rope_frequencies(const LlamaConfig& c) {
   return f;
 }
 
-RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positions, DType acc) {
+RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positions, DType acc, Device d) {
   const auto F = static_cast<int64_t>(frequencies.size());
   std::vector<double> cos(static_cast<size_t>(positions * F)), sin(cos.size());
   for (int64_t t = 0; t < positions; ++t)
@@ -40,7 +40,7 @@ RopeTable make_rope_table(const std::vector<double>& frequencies, int64_t positi
       cos[static_cast<size_t>(t * F + j)] = std::cos(angle);
       sin[static_cast<size_t>(t * F + j)] = std::sin(angle);
     }
-  return {Tensor::from(cos, {positions, F}).to(acc), Tensor::from(sin, {positions, F}).to(acc)};
+  return {Tensor::from(cos, {positions, F}).to(acc).to(d), Tensor::from(sin, {positions, F}).to(acc).to(d)};
 }
 
 }  // namespace llatte

@@ -68,7 +68,7 @@ struct AttentionProbe {
 // What an attention layer is told about the tokens it sees.
 struct AttentionInput {
   const RopeTable& rope;
-  const Tensor& pos;  // i32 [T]: position of each token; cached tokens come before
+  const Tensor& pos;  // i32 [T] or [B,T]: position of each token; cached tokens come before
   int64_t layer = 0;
   // decoding: keys and values of earlier tokens are here, and the new ones are added
   LayerCache* cache = nullptr;
@@ -78,7 +78,8 @@ struct AttentionInput {
 class Attention : public Module {
  public:
   virtual Var forward(const Var& x_BTD, const AttentionInput& in) = 0;
-  // An empty cache of the layer's own kind for B sequences of up to S tokens, its numbers kept as `t`.
+  // An empty cache of the layer's own kind for B sequences of up to S tokens, its numbers kept as `t`, where
+  // the parameters are.
   virtual std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S, CacheType t) const = 0;
 };
 

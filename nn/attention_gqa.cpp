@@ -46,7 +46,7 @@ class Gqa final : public Attention {
   }
 
   std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S, CacheType t) const override {
-    return std::make_unique<GqaCache>(B, S, c_.K, c_.E, t);
+    return std::make_unique<GqaCache>(B, S, c_.K, c_.E, t, o_proj_.weight().value.device());
   }
 
   void params(const std::string& prefix, const ParamFn& f) override {
@@ -57,6 +57,8 @@ class Gqa final : public Attention {
     if (q_norm_) q_norm_->params(prefix + "q_norm.", f);
     if (k_norm_) k_norm_->params(prefix + "k_norm.", f);
   }
+
+  void buffers(const BufferFn& f) override { f(q_pairs_), f(k_pairs_); }
 
  private:
   static Var normed(const Var& x_BTHE, const std::optional<RmsNorm>& norm) {

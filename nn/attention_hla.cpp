@@ -93,7 +93,7 @@ class PlaneLift {
     const int64_t H = q_BTHQ.size(2), G = H / shape_[0], NH = q_BTHQ.size(0) * q_BTHQ.size(1) * H;
     Ids heads(static_cast<size_t>(NH));
     for (int64_t i = 0; i < NH; ++i) put(heads, i, i % H / G);
-    const Tensor heads_NH = ids(heads);
+    const Tensor heads_NH = ids(heads).to(q_BTHQ.value.device());
     const auto times = [&](const Tensor& index, const Tensor& dims) {
       const Var a_KP = reshape(gather(coefficients(), 0, index), {shape_[0], shape_[2]});
       const Var q = gather(q_BTHQ, -1, dims);
@@ -106,6 +106,8 @@ class PlaneLift {
     f(name + "_re", re_);
     f(name + "_im", im_);
   }
+
+  void buffers(const BufferFn& f) { f(entries_), f(own_), f(across_), f(dims_), f(crossed_); }
 
  private:
   static void put(Ids& at, int64_t i, int64_t value) {
@@ -157,6 +159,13 @@ class Hla final : public LatentAttention {
     each(down_v_, "W_down_v.");
     up_v_.params(prefix + "W_up_v.", f);
     o_proj_.params(prefix + "o_proj.", f);
+  }
+
+  void buffers(const BufferFn& f) override {
+    LatentAttention::buffers(f);
+    for (auto* lift : {&q_lift_, &k_lift_})
+      if (*lift) (*lift)->buffers(f);
+    for (Tensor* t : {&q_pairs_, &k_pairs_, &query_dims_, &query_pairs_, &plain_dims_, &up_rows_}) f(*t);
   }
 
  protected:

@@ -88,6 +88,12 @@ class Mla final : public LatentAttention {
     o_proj_.params(prefix + "o_proj.", f);
   }
 
+  void buffers(const BufferFn& f) override {
+    LatentAttention::buffers(f);
+    for (Tensor* t : {&q_pairs_, &plane_pairs_, &plane_rows_, &key_dims_, &lost_rows_, &query_columns_})
+      f(*t);
+  }
+
  protected:
   Var queries(const Var& x_BTD, const AttentionInput& in) const override {
     const Var q_BTHE = reshape(q_proj_(x_BTD), {x_BTD.size(0), x_BTD.size(1), c_.H, c_.E});

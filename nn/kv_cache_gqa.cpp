@@ -3,11 +3,11 @@
 
 namespace llatte {
 
-GqaCache::GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, CacheType t)
+GqaCache::GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, CacheType t, Device d)
     : K_(K),
       E_(E),
-      k_(B, S, std::vector<int64_t>(static_cast<size_t>(K), E), t),
-      v_(B, S, std::vector<int64_t>(static_cast<size_t>(K), E), t) {}
+      k_(B, S, std::vector<int64_t>(static_cast<size_t>(K), E), t, d),
+      v_(B, S, std::vector<int64_t>(static_cast<size_t>(K), E), t, d) {}
 
 void GqaCache::truncate(int64_t length) {
   k_.truncate(length);

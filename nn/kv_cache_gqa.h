@@ -7,7 +7,7 @@ namespace llatte {
 
 class GqaCache final : public LayerCache {
  public:
-  GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, CacheType t);
+  GqaCache(int64_t B, int64_t S, int64_t K, int64_t E, CacheType t, Device d);
   int64_t length() const override { return k_.length(); }
   int64_t capacity() const override { return k_.capacity(); }
   void truncate(int64_t length) override;

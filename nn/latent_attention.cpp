@@ -30,8 +30,8 @@ Var LatentStream::keys() const {
   return c_k_BTR.value.defined() ? concat(z_BTP, c_k_BTR, -1) : z_BTP;
 }
 
-LatentCache::LatentCache(int64_t B, int64_t S, const StreamWidths& w, CacheType t)
-    : rows_(B, S, sections(w), t) {}
+LatentCache::LatentCache(int64_t B, int64_t S, const StreamWidths& w, CacheType t, Device d)
+    : rows_(B, S, sections(w), t, d) {}
 
 LatentAttention::LatentAttention(const AttentionConfig& c, const StreamWidths& w)
     : c_(c),
@@ -46,7 +46,7 @@ LatentAttention::LatentAttention(const AttentionConfig& c, const StreamWidths& w
 }
 
 std::unique_ptr<LayerCache> LatentAttention::make_cache(int64_t B, int64_t S, CacheType t) const {
-  return std::make_unique<LatentCache>(B, S, widths_, t);
+  return std::make_unique<LatentCache>(B, S, widths_, t, o_proj_.weight().value.device());
 }
 
 Var LatentAttention::forward(const Var& x_BTD, const AttentionInput& in) {
@@ -78,10 +78,10 @@ Var LatentAttention::attend_cached(const Var& q_BTHQ, const LatentStream& s, con
   const DType t = q_BTHQ.value.dtype();
   if (!absorbs(T, q_BTHQ.size(3))) {
     const LatentStream all = split(constant(store.read(t, {widths_.row()})));
-    const Var k_BSKQ = keys(all, in.rope, positions(store.length()));
+    const Var k_BSKQ = keys(all, in.rope, positions(store.length()).to(in.pos.device()));
     return attention(q_BTHQ, k_BSKQ, values(all.c_v_BTR), softmax_scale(c_));
   }
-  Tensor o_BTHR = Tensor::empty({B, T, c_.H, widths_.c_v}, t);
+  Tensor o_BTHR = Tensor::empty({B, T, c_.H, widths_.c_v}, t, q_BTHQ.value.device());
   kernels::latent_attention(absorb(q_BTHQ).value.contiguous(), store.rows(), store.length(),
                             softmax_scale(c_), widths_.first_value(), o_BTHR);
   return outputs(constant(o_BTHR));
@@ -106,7 +106,7 @@ Var LatentAttention::outputs(const Var& o_BTHR) const {
   const Var up_KRE = transpose(reshape(up_v_.weight(), {c_.K, E, c_.rank_v}), 1, 2);
   const Var o_BTHE = by_token(matmul(by_group(o_BTHR), up_KRE), B, T);
   if (!c_.qkv_bias) return o_BTHE;
-  Tensor y = Tensor::empty({B * T, H * E}, o_BTHE.value.dtype());
+  Tensor y = Tensor::empty({B * T, H * E}, o_BTHE.value.dtype(), o_BTHE.value.device());
   kernels::add_bias(o_BTHE.value.contiguous().reshape(y.shape()), gather(up_v_.bias(), 0, own_dims_).value,
                     y);
   return constant(y.reshape({B, T, H, E}));

@@ -31,7 +31,7 @@ struct LatentStream {
 
 class LatentCache final : public LayerCache {
  public:
-  LatentCache(int64_t B, int64_t S, const StreamWidths& w, CacheType t);
+  LatentCache(int64_t B, int64_t S, const StreamWidths& w, CacheType t, Device d);
   int64_t length() const override { return rows_.length(); }
   int64_t capacity() const override { return rows_.capacity(); }
   void truncate(int64_t length) override { rows_.truncate(length); }
@@ -47,6 +47,7 @@ class LatentAttention : public Attention {
  public:
   Var forward(const Var& x_BTD, const AttentionInput& in) final;
   std::unique_ptr<LayerCache> make_cache(int64_t B, int64_t S, CacheType t) const final;
+  void buffers(const BufferFn& f) override { f(own_dims_); }
 
  protected:
   LatentAttention(const AttentionConfig& c, const StreamWidths& w);

@@ -22,24 +22,24 @@ DType float_type(CacheType t) {
   return t == CacheType::bf16 ? DType::bf16 : t == CacheType::f64 ? DType::f64 : DType::f32;
 }
 
-CacheRows make_rows(int64_t B, int64_t S, const std::vector<int64_t>& sections, CacheType t) {
+CacheRows make_rows(int64_t B, int64_t S, const std::vector<int64_t>& sections, CacheType t, Device d) {
   CacheRows r;
   r.W = std::accumulate(sections.begin(), sections.end(), int64_t(0));
   r.bits = t == CacheType::int8 ? 8 : t == CacheType::int4 ? 4 : 0;
   if (r.bits == 0) {
-    r.data = Tensor::empty({B, S, r.W}, float_type(t));
+    r.data = Tensor::empty({B, S, r.W}, float_type(t), d);
     return r;
   }
-  r.groups = groups_of(sections);
-  r.data = Tensor::empty({B, S, (r.W * r.bits + 31) / 32}, DType::i32);
-  r.scales = Tensor::empty({B, S, r.groups.numel() - 1}, DType::bf16);
+  r.groups = groups_of(sections).to(d);
+  r.data = Tensor::empty({B, S, (r.W * r.bits + 31) / 32}, DType::i32, d);
+  r.scales = Tensor::empty({B, S, r.groups.numel() - 1}, DType::bf16, d);
   return r;
 }
 
 }  // namespace
 
-TokenStore::TokenStore(int64_t B, int64_t S, const std::vector<int64_t>& sections, CacheType t)
-    : rows_(make_rows(B, S, sections, t)), B_(B), capacity_(S) {}
+TokenStore::TokenStore(int64_t B, int64_t S, const std::vector<int64_t>& sections, CacheType t, Device d)
+    : rows_(make_rows(B, S, sections, t, d)), B_(B), capacity_(S) {}
 
 void TokenStore::truncate(int64_t length) {
   LLATTE_CHECK(0 <= length && length <= length_, "cache: cannot truncate ", length_, " tokens to ", length);
@@ -68,7 +68,7 @@ Tensor TokenStore::read(DType t, const Shape& row) const {
   all.insert(all.end(), row.begin(), row.end());
   LLATTE_CHECK(numel_of(row) == rows_.W, "cache: rows of ", rows_.W, " numbers cannot be read as ", row);
   if (rows_.bits == 0) return rows_.data.reshape(all).slice(1, 0, length_).to(t);
-  Tensor y_BnW = Tensor::empty({B_, length_, rows_.W}, t);
+  Tensor y_BnW = Tensor::empty({B_, length_, rows_.W}, t, rows_.data.device());
   kernels::read_rows(rows_, y_BnW);
   all[1] = length_;
   return y_BnW.reshape(all);

@@ -15,7 +15,7 @@ namespace llatte {
 class TokenStore {
  public:
   // W is the sum of the sections.
-  TokenStore(int64_t B, int64_t S, const std::vector<int64_t>& sections, CacheType t);
+  TokenStore(int64_t B, int64_t S, const std::vector<int64_t>& sections, CacheType t, Device d = Device::cpu);
   int64_t length() const { return length_; }
   int64_t capacity() const { return capacity_; }
   void truncate(int64_t length);

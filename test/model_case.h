@@ -8,6 +8,7 @@ namespace llatte::test {
 inline Vec logits(const Checkpoint& c, const Tensor& tokens, DType t = DType::f64) {
   const NoGrad off;
   const auto model = load_model(c, t);
+  model->to(test_device());
   return to_vec(model->logits(model->hidden(tokens)).value);
 }
 

@@ -2,6 +2,7 @@
 // this header, or one of the *_case.h above it, is run on both (CMakeLists.txt).
 #pragma once
 #include <cstdlib>
+#include <memory>
 #include "tensor/cuda.h"
 #include "tensor/tensor.h"
 
@@ -20,6 +21,11 @@ inline Device test_device() {
 
 // ---- tensors on the device under test
 inline Tensor here(const Tensor& x) { return x.to(test_device()); }
+template <class Module>
+std::unique_ptr<Module> here(std::unique_ptr<Module> m) {
+  m->to(test_device());
+  return m;
+}
 inline Tensor full(const Shape& s, double value, DType t = DType::f32) {
   return Tensor::full(s, value, t, test_device());
 }

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <filesystem>
 #include <string>
-#include "tensor/check.h"
+#include "test/on_device.h"
 
 namespace llatte::test {
 
@@ -28,10 +28,12 @@ struct TempFolder {
   }
 };
 
+// What a device finds while it works is thrown where the host waits.
 template <class F>
 std::string error_of(F&& f) {
   try {
     f();
+    if (test_device() == Device::cuda) cuda::synchronize();
   } catch (const Error& e) {
     return e.what();
   }

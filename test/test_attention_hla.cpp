@@ -200,7 +200,7 @@ struct Meeting final : AttentionProbe {
 
 Meeting meeting_at(const Decoding& d, int64_t first) {
   const NoGrad off;
-  const RopeTable table = make_rope_table(frequencies(kE), 100, DType::f64);
+  const RopeTable table = make_rope_table(frequencies(kE), 100, DType::f64, test_device());
   Meeting m;
   d.layer.attention->forward(constant(d.x), {table, positions(first, d.T), 0, nullptr, &m});
   return m;

@@ -16,6 +16,7 @@
 #include "models/checkpoint.h"
 #include "tensor/kernels.h"
 #include "test/near.h"
+#include "test/on_device.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -25,7 +26,7 @@ namespace {
 
 const std::string kFixture = "test/fixtures/tiny-mla/";
 
-std::unique_ptr<Llama> base(DType t) { return load_model(open_checkpoint(kFixture + "base"), t); }
+std::unique_ptr<Llama> base(DType t) { return here(load_model(open_checkpoint(kFixture + "base"), t)); }
 
 SafetensorsFile golden() { return SafetensorsFile::open(kFixture + "scores/golden.safetensors"); }
 Tensor golden_tokens() { return golden().read("calibration_tokens", DType::i32); }
@@ -36,6 +37,11 @@ SafetensorsFile calibrated(Llama& model, const Tensor& tokens, const Calibration
   while (c.done() < c.windows()) c.add_window();
   c.write(file, kind);
   return SafetensorsFile::open(file);
+}
+
+void set_first_row(Tensor& x, double value) {
+  Tensor row = x.slice(0, 0, 1);
+  row.copy_from(Tensor::full(row.shape(), value, x.dtype()));
 }
 
 void check_relative(const std::string& what, const Tensor& got, const Tensor& want, double tol) {
@@ -53,18 +59,19 @@ void check_relative(const std::string& what, const Tensor& got, const Tensor& wa
 constexpr int64_t T = 7, H = 4, K = 2, E = 6, G = H / K, N = K * E;
 const double kScale = 1 / std::sqrt(double(E));
 
-HeadInputs random_inputs(DType t) {
+HeadInputs random_inputs(DType t, Device d = test_device()) {
   std::mt19937 rng(5);
-  const auto some = [&](int64_t heads) { return to_tensor(noise(T * heads * E, rng), {T, heads, E}, t); };
+  const auto some = [&](int64_t heads) { return to_tensor(noise(T * heads * E, rng), {T, heads, E}, t, d); };
   HeadInputs in;
   in.q_THE = some(H), in.k_TKE = some(K), in.v_TKE = some(K), in.do_THE = some(H);
   return in;
 }
 
-RopeTable table(DType acc) { return make_rope_table({1.0, 0.3, 0.1}, T, acc); }
+RopeTable table(DType acc) { return make_rope_table({1.0, 0.3, 0.1}, T, acc, test_device()); }
 
-Tensor positions() { return Tensor::from(std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6}, {T}); }
+Tensor positions() { return from(std::vector<int32_t>{0, 1, 2, 3, 4, 5, 6}, {T}); }
 
+// Of a tensor on the host, as all that follows by the formula.
 double at(const Tensor& x_THE, int64_t t, int64_t h, int64_t e) {
   return x_THE.data<double>()[(t * x_THE.size(1) + h) * E + e];
 }
@@ -184,8 +191,8 @@ std::vector<Layer> watch(Llama& model, const Tensor& tokens_1T, uint64_t seed, u
   Watcher w;
   w.layers.resize(model.config().num_hidden_layers);
   const int64_t length = tokens_1T.size(1);
-  w.rope = make_rope_table(rope_frequencies(model.config()), length, DType::f64);
-  Tensor u = Tensor::empty({length}, DType::f64), labels = Tensor::empty({length}, DType::i32);
+  w.rope = make_rope_table(rope_frequencies(model.config()), length, DType::f64, test_device());
+  Tensor u = empty({length}, DType::f64), labels = empty({length}, DType::i32);
   {
     const NoGrad off;
     kernels::random_uniform(seed, window, u);
@@ -194,13 +201,13 @@ std::vector<Layer> watch(Llama& model, const Tensor& tokens_1T, uint64_t seed, u
   }
   model.set_probe(&w);
   const Var loss = model.loss(tokens_1T, labels.reshape({1, length}));
-  backward(loss, Tensor::full(loss.shape(), double(length), DType::f64));
+  backward(loss, full(loss.shape(), double(length), DType::f64));
   model.set_probe(nullptr);
   return w.layers;
 }
 
 Tensor product(const Tensor& a, const Tensor& b) {  // a^T b
-  Tensor c = Tensor::empty({a.size(1), b.size(1)}, DType::f64);
+  Tensor c = empty({a.size(1), b.size(1)}, DType::f64);
   kernels::matmul(a.transpose(0, 1), b, c, 0);
   return c;
 }
@@ -222,7 +229,7 @@ Tensor of_layer(const Tensor& x_LMN, int64_t l) {
 // of |g|^2.
 double add_weighted(const Layer& l, int64_t begin, int64_t n, Vec& sum, double* mean) {
   const int64_t D = l.x_TD.size(1), Z = l.z_T3n.size(1);
-  const double *x = l.x_TD.data<double>(), *z = l.z_T3n.data<double>();
+  const Vec x = to_vec(l.x_TD), z = to_vec(l.z_T3n);
   double total = 0;
   for (int64_t t = 0; t < l.x_TD.size(0); ++t) {
     double norm = 0;
@@ -267,8 +274,8 @@ TEST_CASE("g_q, g_k and g_v are the tape's gradients for q and k before RoPE and
 }
 
 TEST_CASE("g_2 is the slope along keys added without rotation") {
-  const HeadInputs in = random_inputs(DType::f64);
-  const Vec g = to_vec(part(head_gradients(in, table(DType::f64)).plain_T3n, N));
+  const HeadInputs in = random_inputs(DType::f64, Device::cpu);
+  const Vec g = to_vec(part(head_gradients(random_inputs(DType::f64), table(DType::f64)).plain_T3n, N));
   // Central differences: h^2 |f'''| / 6 = 2e-11 |f'''|, and 1e-15 |f| / h = 1e-9 of rounding for |f| of 10.
   const double h = 1e-5;
   for (size_t i = 0; i < g.size(); ++i) {
@@ -281,8 +288,8 @@ TEST_CASE("g_2 is the slope along keys added without rotation") {
 }
 
 TEST_CASE("with mixed probabilities, by the formula") {
-  const HeadInputs in = random_inputs(DType::f64);
-  const HeadGradients g = head_gradients(in, table(DType::f64));
+  const HeadInputs in = random_inputs(DType::f64, Device::cpu);
+  const HeadGradients g = head_gradients(random_inputs(DType::f64), table(DType::f64));
   check_near("g_2 mixed", to_vec(part(g.mixed_T3n, N)), mixed_unrotated(in), 1e-12);
   check_near("g_k mixed", to_vec(part(g.mixed_T3n, 0)), mixed_rotated(in), 1e-12);
 }
@@ -321,8 +328,8 @@ TEST_CASE("moments are the sums over windows that they are said to be") {
       const Layer& run = runs[w][l];
       const Vec xx = to_vec(product(run.x_TD, run.x_TD));
       for (size_t i = 0; i < S.size(); ++i) S[i] += xx[i] / double(windows * length);
-      for (int64_t i = 0; i < length * D; ++i)
-        means[i % D] += run.x_TD.data<double>()[i] / double(windows * length);
+      const Vec x = to_vec(run.x_TD);
+      for (int64_t i = 0; i < length * D; ++i) means[i % D] += x[i] / double(windows * length);
       if (w >= backward_windows) continue;
       k_norm += add_weighted(run, 0, n, Ck, means.data() + D);
       v_norm += add_weighted(run, 2 * n, n, Cv, means.data() + 2 * D);
@@ -396,7 +403,7 @@ TEST_CASE("a partial file of something else is refused") {
   CalibrationSettings s;
   s.covariance = true;
   check_rejects([&] { Calibration(*model, tokens, s).resume(tmp / "p"); }, "p was made with other settings");
-  model->params("", [](const std::string&, Var& p) { p.value.data<float>()[0] += 1; });
+  model->params("", [](const std::string&, Var& p) { set_first_row(p.value, 7); });
   check_rejects([&] { Calibration(*model, tokens, {}).resume(tmp / "p"); }, "p was made with other weights");
   check_rejects([&] { Calibration(*model, tokens, {}).resume(tmp / "none"); }, "none");
   write_safetensors(tmp / "q", {{"done", Tensor::zeros({}, DType::i32)}});
@@ -415,7 +422,7 @@ TEST_CASE("what cannot be calibrated is refused in words") {
   check_rejects([&] { Calibration(*model, golden_tokens(), {}).write(tmp / "c", ScoreKind::sum); },
                 "only 0 of 8 windows are done");
   model->params("", [](const std::string& name, Var& p) {
-    if (name.ends_with("layers.1.self_attn.k_proj.weight")) p.value.data<float>()[0] = NAN;
+    if (name.ends_with("layers.1.self_attn.k_proj.weight")) set_first_row(p.value, NAN);
   });
   check_rejects([&] { calibrated(*model, golden_tokens(), {}, tmp / "c"); },
                 "a 2-norm score of layer 1 is nan");

@@ -6,10 +6,12 @@
 #include <fstream>
 #include "data/files.h"
 #include "models/hf.h"
+#include "test/on_device.h"
 #include "train/checkpoint.h"
 #include "train/progress.h"
 
 using namespace llatte;
+using namespace llatte::test;
 namespace fs = std::filesystem;
 
 namespace {
@@ -34,8 +36,9 @@ LlamaConfig tiny() {
 struct Run {
   Llama model;
   AdamW optimizer;
-  explicit Run(DType t) : model(tiny(), t), optimizer(model, {}) {
+  explicit Run(DType t, Device device = test_device()) : model(tiny(), t), optimizer(model, {}) {
     model.init(1, 0.1);
+    model.to(device);
     optimizer = AdamW(model, {});  // masters of the weights as they are now
   }
   void step() {
@@ -98,7 +101,7 @@ TEST_CASE("weights, moments, masters and counters come back bit for bit") {
     CHECK(s.validations_since_best == 4);
     CHECK(s.settings.at("tokens.train_steps") == "9");
 
-    const auto model = load_hf(saved, t);
+    const auto model = here(load_hf(saved, t));
     AdamW optimizer(*model, {});
     load_optimizer(saved, optimizer);
     CHECK(optimizer.steps() == 2);
@@ -111,6 +114,21 @@ TEST_CASE("weights, moments, masters and counters come back bit for bit") {
     std::map<std::string, std::vector<float>> weights;
     a.model.params("", [&](const std::string& name, Var& p) { weights[name] = flat(p.value); });
     model->params("", [&](const std::string& name, Var& p) { CHECK(flat(p.value) == weights.at(name)); });
+  }
+}
+
+TEST_CASE("either device writes the same files") {
+  for (const DType t : {DType::f32, DType::bf16}) {
+    const Folder f;
+    Run there(t, Device::cpu);
+    there.step();
+    save_checkpoint(f.path, there.model, there.optimizer, state_at(1), "");
+    const auto model = here(load_hf(f.path / "1", t));
+    AdamW optimizer(*model, {});
+    load_optimizer(f.path / "1", optimizer);
+    save_checkpoint(f.path, *model, optimizer, state_at(2), "");
+    for (const char* file : {"model.safetensors", "config.json", "trainer/optimizer.safetensors"})
+      CHECK(read_file(f.path / "1" / file) == read_file(f.path / "2" / file));
   }
 }
 

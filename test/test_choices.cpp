@@ -7,6 +7,7 @@
 #include "data/json.h"
 #include "eval/choices.h"
 #include "models/hf.h"
+#include "test/on_device.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -74,7 +75,7 @@ TEST_CASE("contexts at the edge") {
 // Sums of up to 16 losses of about 7, f32 on both sides: rounding is 1e-6 a token, some 1e-5 in all; 1e-3
 // is a hundred times that, and a thousandth of the smallest margin between two choices' scores that decides.
 TEST_CASE("log-likelihoods, acc and acc_norm of a tiny model") {
-  const auto model = load_hf(kTiny, DType::f32);
+  const auto model = here(load_hf(kTiny, DType::f32));
   const Tokenizer tokenizer = Tokenizer::load(kFolder + "tokenizer");
   const auto items = read_choice_items(kFolder + "multiple_choice.jsonl");
   const auto want = golden();
@@ -94,7 +95,7 @@ TEST_CASE("log-likelihoods, acc and acc_norm of a tiny model") {
 }
 
 TEST_CASE("equal scores: the first choice counts") {
-  const auto model = load_hf(kTiny, DType::f32);
+  const auto model = here(load_hf(kTiny, DType::f32));
   const Tokenizer tokenizer = Tokenizer::load(kFolder + "tokenizer");
   const auto item = [](int64_t label) { return ChoiceItem{"The", {"cat", "cat"}, label, "here"}; };
   const Choices got = score_choices(*model, tokenizer, kBos, {item(0), item(1)}, kWindow);
@@ -104,7 +105,7 @@ TEST_CASE("equal scores: the first choice counts") {
 }
 
 TEST_CASE("a choice that can't be scored is named by its line") {
-  const auto model = load_hf(kTiny, DType::f32);
+  const auto model = here(load_hf(kTiny, DType::f32));
   const Tokenizer tokenizer = Tokenizer::load(kFolder + "tokenizer");
   const auto items = read_choice_items(kFolder + "multiple_choice.jsonl");
   const std::string error = error_of([&] { score_choices(*model, tokenizer, kBos, items, 3); });

@@ -6,6 +6,7 @@
 #include <set>
 #include "eval/generate.h"
 #include "models/hf.h"
+#include "test/on_device.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -15,7 +16,7 @@ namespace {
 
 const std::vector<int32_t> kPrompt = {5, 17, 300, 2};
 
-std::unique_ptr<Llama> tiny() { return load_hf("test/fixtures/tiny-llama/tiny-llama", DType::f32); }
+std::unique_ptr<Llama> tiny() { return here(load_hf("test/fixtures/tiny-llama/tiny-llama", DType::f32)); }
 
 // After all of `ids`, without a cache.
 std::vector<double> next_logits(Llama& model, const std::vector<int32_t>& ids) {

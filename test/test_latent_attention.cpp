@@ -48,7 +48,7 @@ struct Case {
   TokenStore store;
   Tensor q;
   Case(const Sizes& sizes, CacheType t, DType compute)
-      : z(sizes), store(z.B, z.S + 3, {z.Wk, z.W - z.Wk}, t) {
+      : z(sizes), store(z.B, z.S + 3, {z.Wk, z.W - z.Wk}, t, test_device()) {
     std::mt19937 rng(17);
     q = to_tensor(noise(z.B * z.T * z.H * z.Wk, rng), {z.B, z.T, z.H, z.Wk}, compute);
     store.append(to_tensor(noise(z.B * z.S * z.W, rng), {z.B, z.S, z.W}, DType::f32));
@@ -102,7 +102,7 @@ TEST_CASE("the same bits under any number of threads") {
 }
 
 TEST_CASE("NaN in a row that a query sees stays visible") {
-  TokenStore store(1, 70, {8}, CacheType::f32);
+  TokenStore store(1, 70, {8}, CacheType::f32, test_device());
   store.append(full({1, 69, 8}, 0.5));
   store.append(full({1, 1, 8}, std::nan("")));
   const Tensor q = full({1, 1, 3, 8}, 1);

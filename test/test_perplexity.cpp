@@ -4,6 +4,7 @@
 #include <cmath>
 #include "eval/perplexity.h"
 #include "models/hf.h"
+#include "test/on_device.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -73,7 +74,7 @@ TEST_CASE("sliding: each token once, with at least W - stride before it") {
 
 // In f64 both sides are the same formula: 1e-9 is far above rounding and far below any misplaced token.
 TEST_CASE("scores are those of the logits, batched or not") {
-  const auto model = load_hf("test/fixtures/tiny-llama/tiny-llama", DType::f64);
+  const auto model = here(load_hf("test/fixtures/tiny-llama/tiny-llama", DType::f64));
   const auto ids = stream(61);
   for (const auto& windows :
        {non_overlapping_windows(61, 9), sliding_windows(61, 16, 5), sliding_windows(7, 16, 5)}) {
@@ -101,7 +102,7 @@ TEST_CASE("scores are those of the logits, batched or not") {
 TEST_CASE("through a cache: the same losses, and those of the rounding") {
   for (const char* folder : {"tiny-llama/tiny-llama", "tiny-mla/nanotron-era/hf_v4_m7"}) {
     CAPTURE(folder);
-    const auto model = load_hf(std::string("test/fixtures/") + folder, DType::f64);
+    const auto model = here(load_hf(std::string("test/fixtures/") + folder, DType::f64));
     auto ids = stream(150);
     for (int32_t& id : ids) id %= static_cast<int32_t>(model->config().vocab_size);
     const std::vector<ScoreRequest> requests{{std::span(ids).first(40), 1},

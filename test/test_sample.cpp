@@ -1,19 +1,21 @@
 // Sampling one id per row: what each rule keeps, how the kept ones are drawn, and what is refused.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
-#include <doctest/doctest.h>
 #include <cmath>
 #include <set>
 #include "tensor/kernels.h"
+#include "test/near.h"
+#include "test/on_device.h"
 
 using namespace llatte;
+using namespace llatte::test;
 
 namespace {
 
 int32_t draw(const std::vector<float>& logits, float u, const SampleRule& rule) {
-  const Tensor z = Tensor::from(logits, {1, static_cast<int64_t>(logits.size())});
-  Tensor ids = Tensor::empty({1}, DType::i32);
-  kernels::sample(z, Tensor::from(std::vector<float>{u}, {1}), rule, ids);
-  return *ids.data<int32_t>();
+  const Tensor z = from(logits, {1, static_cast<int64_t>(logits.size())});
+  Tensor ids = empty({1}, DType::i32);
+  kernels::sample(z, from(std::vector<float>{u}, {1}), rule, ids);
+  return static_cast<int32_t>(ids.item());
 }
 
 std::vector<float> logs(std::vector<float> p) {
@@ -115,15 +117,15 @@ TEST_CASE("a masked id is never drawn, not even at the end of the CDF") {
 }
 
 TEST_CASE("rows are drawn on their own, in f64 too") {
-  const Tensor z = Tensor::from(std::vector<double>{0, 50, 50, 0}, {2, 2});
-  Tensor ids = Tensor::empty({2}, DType::i32);
-  kernels::sample(z, Tensor::from(std::vector<double>{0.5, 0.5}, {2}), SampleRule{}, ids);
+  const Tensor z = from(std::vector<double>{0, 50, 50, 0}, {2, 2});
+  Tensor ids = empty({2}, DType::i32);
+  kernels::sample(z, from(std::vector<double>{0.5, 0.5}, {2}), SampleRule{}, ids);
   CHECK(ids.to_vector<int32_t>() == std::vector<int32_t>{1, 0});
 }
 
 TEST_CASE("bad rules and broken logits are refused by name") {
   const auto rejects = [](const std::vector<float>& z, SampleRule rule, const char* sentence) {
-    CHECK_THROWS_WITH_AS(draw(z, 0.5f, rule), sentence, Error);
+    check_rejects([&] { draw(z, 0.5f, rule); }, sentence);
   };
   rejects({1, 2}, {.temperature = -1}, "sample: temperature -1 must be 0 (the most likely id) or positive");
   rejects({1, 2}, {.top_p = 0}, "sample: top_p 0 must be in (0,1]");
@@ -147,8 +149,8 @@ TEST_CASE("repetition penalty: seen logits are divided if positive, multiplied i
       if (x > 0) x = x / penalty;
       if (x < 0) x = z[static_cast<size_t>(id)] * penalty;
     }
-    Tensor f64 = Tensor::from(z, {1, 7}), f32 = Tensor::from(z, {1, 7}).to(DType::f32);
-    const Tensor seen = Tensor::from(ids, {5});
+    Tensor f64 = from(z, {1, 7}), f32 = from(z, {1, 7}).to(DType::f32);
+    const Tensor seen = from(ids, {5});
     kernels::repetition_penalty(seen, penalty, f64);
     kernels::repetition_penalty(seen, penalty, f32);
     const auto got64 = f64.to_vector<double>();
@@ -164,8 +166,8 @@ TEST_CASE("repetition penalty: seen logits are divided if positive, multiplied i
 
 TEST_CASE("a bad penalty or id is refused by name") {
   const auto rejects = [](std::vector<int32_t> ids, double penalty, const char* sentence) {
-    Tensor z = Tensor::full({1, 4}, 1, DType::f32);
-    CHECK_THROWS_WITH_AS(kernels::repetition_penalty(Tensor::from(ids, {1}), penalty, z), sentence, Error);
+    Tensor z = full({1, 4}, 1, DType::f32);
+    check_rejects([&] { kernels::repetition_penalty(from(ids, {1}), penalty, z); }, sentence);
   };
   rejects({0}, 0, "repetition_penalty: 0 must be positive");
   rejects({0}, NAN, "repetition_penalty: nan must be positive");

@@ -11,6 +11,7 @@
 #include "data/safetensors.h"
 #include "models/hf.h"
 #include "optim/adamw.h"
+#include "test/on_device.h"
 #include "test/temp_folder.h"
 
 using namespace llatte;
@@ -49,7 +50,7 @@ struct Batch {
 struct Case {
   Case(const std::string& variant, DType t)
       : golden(SafetensorsFile::open(kFolder + variant + "/golden.safetensors")),
-        model(load_hf(kFolder + variant, t)),
+        model(here(load_hf(kFolder + variant, t))),
         tokens(golden.read("tokens", DType::i32)),
         targets(Tensor::full(tokens.shape(), -100, DType::i32)) {
     const int64_t T = tokens.size(1);

@@ -16,6 +16,7 @@
 #include "models/hf.h"
 #include "nn/latent_attention.h"
 #include "test/near.h"
+#include "test/on_device.h"
 
 using namespace llatte;
 using namespace llatte::test;
@@ -68,7 +69,7 @@ struct Conversion {
       REQUIRE(w.shape() == p.shape());
       p.value.copy_from(w);
     });
-    return model;
+    return here(std::move(model));
   }
   Tensor want() const {
     const char* from_weights = "logits_from_weights_f64";
@@ -98,7 +99,7 @@ struct Whole {
   Tensor tokens;
   Whole(const std::string& name, DType t)
       : golden(SafetensorsFile::open(kFolder / "nanotron-era" / name / "golden.safetensors")),
-        model(load_hf(kFolder / "nanotron-era" / name, t)),
+        model(here(load_hf(kFolder / "nanotron-era" / name, t))),
         tokens(golden.read("tokens", DType::i32)) {}
   Tensor want(const std::string& name) const { return golden.read(name, DType::f64); }
   Tensor want(int64_t layer, const std::string& name) const { return want(str("layer", layer, '.', name)); }
@@ -112,7 +113,8 @@ Tensor by_planes(const Tensor& k_r, const std::vector<std::vector<int32_t>>& kep
     for (int32_t i = 0; i < n; ++i) re.push_back(first + i), im.push_back(first + n + i);
   }
   re.insert(re.end(), im.begin(), im.end());
-  return gather(constant(k_r), -1, Tensor::from(re, {static_cast<int64_t>(re.size())})).value;
+  const Tensor places = Tensor::from(re, {static_cast<int64_t>(re.size())});
+  return gather(constant(k_r), -1, places).value;
 }
 
 // What goes into the attention of a layer: its norm of what the blocks before it make.
@@ -121,12 +123,13 @@ Tensor attention_input(const Whole& w, int64_t layer) {
   w.model->params("", [&](const std::string& name, Var& p) { weights[name] = p.value; });
   const Tensor norm = weights.at(str("model.layers.", layer, ".input_layernorm.weight"));
   if (layer == 0) {
-    const Var x = embedding(w.tokens, constant(weights.at("model.embed_tokens.weight")));
+    const Var x = embedding(here(w.tokens), constant(weights.at("model.embed_tokens.weight")));
     return rms_norm(x, constant(norm), w.model->config().rms_norm_eps).value;
   }
   LlamaConfig c = w.model->config();
   c.num_hidden_layers = layer;
   Llama first(c, w.model->dtype());
+  first.to(test_device());
   first.params("", [&](const std::string& name, Var& p) {
     p.value.copy_from(name == "model.norm.weight" ? norm : weights.at(name));
   });
@@ -141,7 +144,7 @@ std::unique_ptr<Attention> heads_of(const Whole& w, int64_t layer) {
   a.kind = "mla", a.D = c.hidden_size, a.H = c.num_attention_heads, a.K = c.num_key_value_heads;
   a.E = c.head_dim, a.dtype = w.model->dtype(), a.kept_pairs = c.mla->kept[static_cast<size_t>(layer)];
   a.rank_k = widths.rank_k, a.rank_v = widths.rank_v, a.shared_latent = widths.shared;
-  auto attention = make_attention(a);
+  auto attention = here(make_attention(a));
   std::map<std::string, Tensor> weights;
   w.model->params("", [&](const std::string& name, Var& p) { weights[name] = p.value; });
   attention->params(str("model.layers.", layer, ".self_attn."), [&](const std::string& name, Var& p) {
@@ -201,10 +204,11 @@ TEST_CASE("whole folders: the heads' outputs, lifted and absorbed") {
       const Whole w(name, DType::f64);
       const auto heads = heads_of(w, l);
       const Tensor x = attention_input(w, l), want = w.want(l, "attn_out");
-      const RopeTable table = make_rope_table(rope_frequencies(w.model->config()), 12, DType::f64);
+      const RopeTable table =
+          make_rope_table(rope_frequencies(w.model->config()), 12, DType::f64, test_device());
       std::vector<int32_t> pos(12);
       for (int32_t t = 0; t < 12; ++t) pos[static_cast<size_t>(t)] = t;
-      const Tensor all = Tensor::from(pos, {12});
+      const Tensor all = from(pos, {12});
       CHECK(max_diff(heads->forward(constant(x), {table, all}).value, want) <= 1e-9);
       const auto cache = heads->make_cache(2, 12, CacheType::f64);
       for (int64_t t = 0; t < 12; ++t) {

@@ -36,7 +36,7 @@ double bound(const Vec& x, size_t begin, size_t end, double m) {
 
 void check_codes(CacheType t, double m, const std::vector<int64_t>& sections, int64_t W) {
   const Tensor x = rows_of(2, 9, W, 3);
-  TokenStore store(2, 11, sections, t);
+  TokenStore store(2, 11, sections, t, test_device());
   const Vec want = to_vec(x), got = through(store, x, 4);
   REQUIRE(got.size() == want.size());
   double worst = 0;  // of the bound
@@ -60,11 +60,11 @@ void check_codes(CacheType t, double m, const std::vector<int64_t>& sections, in
 TEST_CASE("float types keep what they can hold, and a view is read where nothing changes") {
   const Tensor x = rows_of(2, 9, 37, 1);
   for (const CacheType t : {CacheType::f32, CacheType::f64, CacheType::bf16}) {
-    TokenStore store(2, 11, {37}, t);
+    TokenStore store(2, 11, {37}, t, test_device());
     const Tensor kept = t == CacheType::bf16 ? x.to(DType::bf16) : x;
     CHECK(through(store, x, 4) == to_vec(kept));
   }
-  TokenStore store(1, 8, {6, 6}, CacheType::f32);
+  TokenStore store(1, 8, {6, 6}, CacheType::f32, test_device());
   store.append(rows_of(1, 3, 12, 2));
   const Tensor a = store.read(DType::f32, {3, 4}), b = store.read(DType::f32, {12});
   CHECK(a.shape() == Shape{1, 3, 3, 4});
@@ -84,7 +84,7 @@ TEST_CASE("codes are within half a step, for odd widths, short groups and severa
 TEST_CASE("a group of its own scale: a large neighbour section costs nothing") {
   Vec v(64, 1.0 / 3);
   std::fill(v.begin() + 32, v.end(), 1e6);
-  TokenStore store(1, 1, {32, 32}, CacheType::int4);
+  TokenStore store(1, 1, {32, 32}, CacheType::int4, test_device());
   store.append(to_tensor(v, {1, 1, 64}, DType::f32));
   // The whole group is the largest number: 7 times a scale that is rounded to bf16, by 2^-8 at most.
   check_near("small numbers", to_vec(store.read(DType::f64, {64})), v, 1.0 / 256);
@@ -95,7 +95,7 @@ TEST_CASE("what is not finite reads as NaN, zero as zero") {
     for (const double bad : {std::numeric_limits<double>::quiet_NaN(), -HUGE_VAL}) {
       Vec v(40, 0.0);
       v[5] = bad;
-      TokenStore store(1, 1, {40}, t);
+      TokenStore store(1, 1, {40}, t, test_device());
       store.append(to_tensor(v, {1, 1, 40}, DType::f32));
       const Vec got = to_vec(store.read(DType::f64, {40}));
       for (size_t i = 0; i < 32; ++i) CHECK(std::isnan(got[i]));
@@ -114,7 +114,7 @@ TEST_CASE("bytes are those of the tensors") {
 }
 
 TEST_CASE("lengths: truncate, then write over; what does not fit is refused in words") {
-  TokenStore store(1, 4, {3}, CacheType::f32);
+  TokenStore store(1, 4, {3}, CacheType::f32, test_device());
   const Tensor x = rows_of(1, 3, 3, 5), y = rows_of(1, 2, 3, 6);
   store.append(x);
   store.truncate(1);

@@ -9,6 +9,7 @@
 #include "eval/lm_eval.h"
 #include "eval/wikitext.h"
 #include "models/hf.h"
+#include "test/on_device.h"
 #include "test/sha256.h"
 #include "test/temp_folder.h"
 
@@ -109,7 +110,7 @@ TEST_CASE("rolling windows are lm_eval's") {
 // 1e-6; exp turns the error of a word's log-likelihood of about 20 into 20 times that: 2e-5 at the very
 // worst, 1e-7 as measured.
 TEST_CASE("the metric of a tiny model, with and without bos, in windows of several lengths") {
-  const auto model = load_hf(kTiny, DType::f32);
+  const auto model = here(load_hf(kTiny, DType::f32));
   const Tokenizer tokenizer = Tokenizer::load(kFolder + "tokenizer");
   const std::vector<std::string> whole = wikitext_pages(read_file(kTest));
   const json results = read_json(kFolder + "wikitext_result.json")["results"];
@@ -140,7 +141,7 @@ TEST_CASE("the metric of a tiny model, with and without bos, in windows of sever
 
 // In f64 both sides are the same formula: 1e-9 is far above rounding and far below one f32 operation.
 TEST_CASE("rolling log-likelihood in f64, batched or not") {
-  const auto model = load_hf(kTiny, DType::f64);
+  const auto model = here(load_hf(kTiny, DType::f64));
   const Tokenizer tokenizer = Tokenizer::load(kFolder + "tokenizer");
   const std::string page = wikitext_pages(read_file(kTest))[0];
   const json results = read_json(kFolder + "wikitext_result.json")["results"];
@@ -181,7 +182,7 @@ TEST_CASE("the prefix token: tokenizer_config.json, else the model's config, els
 }
 
 TEST_CASE("requests that can't be scored") {
-  const auto model = load_hf(kTiny, DType::f32);
+  const auto model = here(load_hf(kTiny, DType::f32));
   const Tokenizer tokenizer = Tokenizer::load(kFolder + "tokenizer");
   const std::vector<int32_t> ids{1, 2, 3}, outside{1, 384, 3}, negative{1, -1, 3};
   const auto error = [&](const std::vector<int32_t>& tokens, int64_t scored) {
@@ -201,7 +202,7 @@ TEST_CASE("requests that can't be scored") {
 
 // In f64, as above. The lengths differ by less than a quarter, so one batch pads the shorter ones.
 TEST_CASE("padding in a batch changes nothing") {
-  const auto model = load_hf(kTiny, DType::f64);
+  const auto model = here(load_hf(kTiny, DType::f64));
   const std::vector<int32_t> ids{5, 9, 300, 2, 77, 8, 41, 6, 19, 230, 4, 11};
   const std::span<const int32_t> all(ids);
   const std::vector<ScoreRequest> requests{{all.first(11), 9}, {all.last(10), 1}, {all, 5}};
@@ -213,7 +214,7 @@ TEST_CASE("padding in a batch changes nothing") {
 }
 
 TEST_CASE("progress is told of every token read, in the end of all") {
-  const auto model = load_hf(kTiny, DType::f32);
+  const auto model = here(load_hf(kTiny, DType::f32));
   const std::vector<int32_t> a{1, 2, 3}, b{1, 2, 3, 4, 5, 6, 7, 8};
   std::vector<int64_t> told;
   log_likelihoods(*model, {{a, 1}, {b, 4}}, 7, [&](int64_t done, int64_t total) {

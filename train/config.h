@@ -65,6 +65,8 @@ struct TrainConfig {
   std::string val_dataset;
   std::optional<int64_t> patience;
 
+  Device device = Device::cpu;  // not in the YAML: --device
+
   std::optional<Distill> distill;  // none: the loss is the cross-entropy
 
   std::vector<std::string> warnings;

@@ -36,7 +36,7 @@ std::unique_ptr<Llama> new_model(const TrainConfig& c) {
 
 std::unique_ptr<Llama> start_model(const TrainConfig& c, const Checkpoint& start) {
   if (!converts(c, start.config)) return load_model(start, c.dtype);
-  return load_model(convert_attention(start, make_plan(start, *c.latent)), c.dtype);
+  return load_model(convert_attention(start, make_plan(start, *c.latent), nullptr, c.device), c.dtype);
 }
 
 }  // namespace llatte

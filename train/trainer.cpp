@@ -3,7 +3,6 @@
 #include <cmath>
 #include "models/checkpoint.h"
 #include "models/hf.h"
-#include "train/distill.h"
 #include "train/start_model.h"
 
 namespace llatte {
@@ -77,10 +76,13 @@ StepRecord Trainer::step() {
   enter_stage();
   const double lr = config_.schedule.at(state_.step - state_.schedule_start);
   StepRecord r;
-  if (teacher_) r.kl = r.ce = 0;
-  for (int64_t i = 0; i < config_.accumulation; ++i) micro_batch(i, r);
-  check_finite("loss", r.loss, state_.step + 1, lr);
+  std::vector<LossParts> parts;
+  for (int64_t i = 0; i < config_.accumulation; ++i) parts.push_back(micro_batch(i));
+  // A loss that is not finite makes a norm that is not, with which nothing is updated: so the losses may be
+  // read last, and a device is waited for once.
   r.grad_norm = optimizer_->step(lr);
+  for (const LossParts& p : parts) add_share(p, r);
+  check_finite("loss", r.loss, state_.step + 1, lr);
   check_finite("gradient norm", r.grad_norm, state_.step + 1, lr);
 
   state_.step += 1;
@@ -96,22 +98,25 @@ StepRecord Trainer::step() {
 
 // Forward and backward of micro-batch `index` of this step. The loss is a mean over its tokens, the gradients
 // a mean over all micro-batches: hence the cotangent 1 / accumulation.
-void Trainer::micro_batch(int64_t index, StepRecord& r) {
+Trainer::LossParts Trainer::micro_batch(int64_t index) {
   const int64_t first = state_.stage_samples + index * config_.micro_batch;
   const Batch batch = stages_[static_cast<size_t>(state_.stage)]->batch(first, config_.micro_batch);
-  const Var loss = loss_of(batch, r);
+  const DistillLoss d = loss_of(batch);
   const double share = 1.0 / double(config_.accumulation);
-  backward(loss, Tensor::full(loss.shape(), share, loss.value.dtype(), loss.value.device()));
-  r.loss += loss.value.item() / double(config_.accumulation);
+  backward(d.loss, Tensor::full({}, share, d.loss.value.dtype(), d.loss.value.device()));
+  return {d.loss.value, d.kl, d.ce};
 }
 
-// Cross-entropy, or what distill says; the parts of that are added to the record.
-Var Trainer::loss_of(const Batch& batch, StepRecord& r) {
-  if (!teacher_) return model_->loss(batch.tokens, batch.targets);
-  const DistillLoss d = distill_loss(*model_, *teacher_, batch.tokens, batch.targets, config_.distill->rule);
-  *r.kl += d.kl.item() / double(config_.accumulation);
-  *r.ce += d.ce.item() / double(config_.accumulation);
-  return d.loss;
+// Cross-entropy, which has no parts, or what distill says.
+DistillLoss Trainer::loss_of(const Batch& batch) {
+  if (!teacher_) return {model_->loss(batch.tokens, batch.targets), {}, {}};
+  return distill_loss(*model_, *teacher_, batch.tokens, batch.targets, config_.distill->rule);
+}
+
+void Trainer::add_share(const LossParts& p, StepRecord& r) const {
+  const auto share = [&](const Tensor& t) { return t.item() / double(config_.accumulation); };
+  r.loss += share(p.loss);
+  if (p.kl.defined()) r.kl = r.kl.value_or(0) + share(p.kl), r.ce = r.ce.value_or(0) + share(p.ce);
 }
 
 // A stage serves the steps from its start_training_step (counted from 1) on, beginning with its first sample.
@@ -268,9 +273,11 @@ void Trainer::open_teacher() {
       llatte::open_teacher(*config_.distill, [&](const std::string& s) { progress_.note(s); });
   check_teacher(model_->config(), checkpoint.config, config_.sequence_length, checkpoint.path.string());
   teacher_ = load_model(checkpoint, config_.dtype);
+  teacher_->to(config_.device);
 }
 
 void Trainer::make_optimizer() {
+  model_->to(config_.device);
   model_->set_recompute(config_.recompute_layer);
   optimizer_ = std::make_unique<AdamW>(*model_, config_.adamw,
                                        [&](const std::string& name) { return is_trained(config_, name); });

@@ -11,6 +11,7 @@
 #include "train/checkpoint.h"
 #include "train/config.h"
 #include "train/data_sources.h"
+#include "train/distill.h"
 #include "train/progress.h"
 
 namespace llatte {
@@ -45,8 +46,13 @@ class Trainer {
   void open_data();
   void enter_stage();
   void open_teacher();
-  void micro_batch(int64_t index, StepRecord& r);
-  Var loss_of(const Batch& batch, StepRecord& r);
+  // Of a micro-batch, on the device; kl and ce of distillation alone.
+  struct LossParts {
+    Tensor loss, kl, ce;
+  };
+  LossParts micro_batch(int64_t index);
+  DistillLoss loss_of(const Batch& batch);
+  void add_share(const LossParts& p, StepRecord& r) const;
   void record_validation(StepRecord& r);
   void record(const StepRecord& r);
   bool out_of_patience() const;
