@@ -103,6 +103,18 @@ TEST_CASE("what is not finite reads as NaN, zero as zero") {
     }
 }
 
+TEST_CASE("the codes and scales are the same bits on every device") {
+  const Tensor x =
+      to_tensor(to_vec(rows_of(2, 9, 120, 7)), {2, 9, 120}, DType::bf16);  // whole words, no padding
+  for (const CacheType t : {CacheType::int8, CacheType::int4}) {
+    TokenStore store(2, 9, {24, 96}, t, test_device()), on_cpu(2, 9, {24, 96}, t);
+    store.append(x);
+    on_cpu.append(x.to(Device::cpu));
+    CHECK(store.rows().data.to_vector<int32_t>() == on_cpu.rows().data.to_vector<int32_t>());
+    CHECK(to_vec(store.rows().scales) == to_vec(on_cpu.rows().scales));
+  }
+}
+
 TEST_CASE("bytes are those of the tensors") {
   const auto bytes = [](CacheType t) { return TokenStore(3, 5, {24, 96}, t).bytes_per_token(); };
   CHECK(bytes(CacheType::f64) == 960);
