@@ -1,4 +1,4 @@
-// LAPACK's results against their definitions, on random matrices, and what is refused.
+// LAPACK's and cuSOLVER's results against their definitions, on random matrices, and what is refused.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "tensor/linalg.h"
 #include "test/near.h"
@@ -11,17 +11,18 @@ namespace la = llatte::linalg;
 // matrix: here norms are below 20 and orders below 40, so 1e-12 leaves a factor of about ten.
 constexpr double kTol = 1e-12;
 
-static Tensor random_matrix(int64_t M, int64_t N, int seed = 1) {
+static Tensor random_matrix(int64_t M, int64_t N, int seed = 1, Device d = test_device()) {
   std::mt19937 rng(static_cast<unsigned>(seed));
-  return Tensor::from(noise(M * N, rng), {M, N});
+  return from(noise(M * N, rng), {M, N}, d);
 }
 
 static void check_same(const char* what, const Tensor& got, const Tensor& want, double tol = kTol) {
   CHECK(got.shape() == want.shape());
+  CHECK(got.device() == test_device());
   check_near(what, to_vec(got), to_vec(want), tol);
 }
 
-static Tensor identity(int64_t N) { return la::add_to_diagonal(Tensor::zeros({N, N}, DType::f64), 1); }
+static Tensor identity(int64_t N) { return la::add_to_diagonal(zeros({N, N}, DType::f64), 1); }
 
 static Tensor gram(const Tensor& a) { return la::product(a.transpose(0, 1), a); }
 
@@ -39,35 +40,34 @@ TEST_CASE("svd: the product, orthonormal factors, order and signs") {
       const auto less = [](double x, double y) { return std::abs(x) < std::abs(y); };
       CHECK(*std::max_element(row, row + s[1], less) > 0);
     }
-    const la::Svd negative = la::svd(la::scaled_columns(a, Tensor::full({s[1]}, -1, DType::f64)));
+    const la::Svd negative = la::svd(la::scaled_columns(a, full({s[1]}, -1, DType::f64)));
     check_same("signs come from the matrix", negative.vt, f.vt, 1e-10);  // well separated random values
   }
 }
 
 TEST_CASE("eigh: symmetric and Hermitian") {
   const int64_t N = 23;
-  const Tensor a = random_matrix(N, N), sum = Tensor::zeros({N, N}, DType::f64);
-  Tensor symmetric = sum, skew = sum.clone();
+  const Tensor a = random_matrix(N, N, 1, Device::cpu);
+  Tensor symmetric = Tensor::zeros({N, N}, DType::f64), skew = symmetric.clone();
   for (int64_t i = 0; i < N; ++i)
     for (int64_t j = 0; j < N; ++j) {
       const double x = a.data<double>()[i * N + j], y = a.data<double>()[j * N + i];
       symmetric.data<double>()[i * N + j] = x + y, skew.data<double>()[i * N + j] = x - y;
     }
+  symmetric = here(symmetric), skew = here(skew);
   const la::Eigh e = la::eigh(symmetric);
   check_same("v d v^T", la::product(la::scaled_columns(e.vectors, e.values), e.vectors.transpose(0, 1)),
              symmetric);
-  CHECK(e.values.data<double>()[0] > e.values.data<double>()[N - 1]);
+  CHECK(to_vec(e.values).front() > to_vec(e.values).back());
   check_same("values alone", la::eigenvalues(symmetric), e.values);
 
   // H v = v d for H = symmetric + i skew, part by part.
   const la::EighComplex h = la::eigh(symmetric, skew);
-  Tensor re = la::product(symmetric, h.re), im = la::product(symmetric, h.im);
-  const Tensor kr = la::product(skew, h.re), ki = la::product(skew, h.im);
-  for (int64_t i = 0; i < N * N; ++i)
-    re.data<double>()[i] -= ki.data<double>()[i], im.data<double>()[i] += kr.data<double>()[i];
+  const Tensor re = la::add_scaled(la::product(symmetric, h.re), -1, la::product(skew, h.im));
+  const Tensor im = la::add_scaled(la::product(symmetric, h.im), 1, la::product(skew, h.re));
   check_same("re(H v)", re, la::scaled_columns(h.re, h.values));
   check_same("im(H v)", im, la::scaled_columns(h.im, h.values));
-  const Tensor zero = Tensor::zeros({N, N}, DType::f64);
+  const Tensor zero = zeros({N, N}, DType::f64);
   check_same("a real Hermitian matrix", la::eigh(symmetric, zero).values, e.values);
 }
 
@@ -76,7 +76,7 @@ TEST_CASE("qr, solve_spd, least_squares, root_of") {
   const la::Qr f = la::qr(a);
   check_same("q r", la::product(f.q, f.r), a);
   check_same("q^T q", gram(f.q), identity(13));
-  CHECK(f.r.data<double>()[5 * 13 + 4] == 0);
+  CHECK(to_vec(f.r)[5 * 13 + 4] == 0);
 
   const Tensor spd = la::add_to_diagonal(gram(a), 1), right = random_matrix(13, 4, 3);
   check_same("a x = b", la::product(spd, la::solve_spd(spd, right)), right);
@@ -98,12 +98,13 @@ TEST_CASE("qr, solve_spd, least_squares, root_of") {
 }
 
 TEST_CASE("what cannot be computed is said") {
-  Tensor bad = random_matrix(4, 4);
+  Tensor bad = random_matrix(4, 4, 1, Device::cpu);
   bad.data<double>()[5] = std::nan("");
+  bad = here(bad);
   check_rejects([&] { la::svd(bad); }, "svd: the matrix (4,4) holds a number that is not finite");
   check_rejects([&] { la::eigh(bad); }, "eigh: the matrix (4,4) holds a number that is not finite");
-  check_rejects([&] { la::svd(Tensor::zeros({2, 2})); }, "needs a matrix in f64");
-  check_rejects([&] { la::svd(Tensor::zeros({0, 2}, DType::f64)); }, "at least one number");
+  check_rejects([&] { la::svd(zeros({2, 2})); }, "needs a matrix in f64");
+  check_rejects([&] { la::svd(zeros({0, 2}, DType::f64)); }, "at least one number");
   check_rejects([&] { la::eigenvalues(bad); },
                 "eigenvalues: the matrix (4,4) holds a number that is not finite");
   check_rejects([&] { la::eigh(random_matrix(3, 4)); }, "needs a square matrix, got (3,4)");
