@@ -16,7 +16,8 @@ namespace {
 
 constexpr size_t kReserved = size_t(64) << 30;   // of addresses
 constexpr size_t kCapacity = size_t(16) << 30;   // what the device says it has
-constexpr size_t kQuarantine = size_t(1) << 20;  // freed bytes that are not handed out again yet
+constexpr size_t kCheckedAtOnce = 512;           // allocations, after each kernel
+constexpr size_t kQuarantine = size_t(1) << 16;  // freed bytes that are not handed out again yet
 constexpr size_t kPoisoned = size_t(1)
                              << 26;  // of a larger allocation only the beginning is, for the host's sake
 constexpr size_t kAlign = 256, kHugePage = size_t(2) << 20;
@@ -318,19 +319,29 @@ void check_holds(char* at, size_t bytes, uint16_t pattern, Sentence&& otherwise)
   throw Fault(otherwise());
 }
 
+void check_around(char* cell, const Cell& c, const std::string& kernel) {
+  const uint16_t guard = guard_of(cell);
+  const size_t used = rounded(kRedzone + c.bytes, 2);
+  const auto wrote = [&](const char* where) {
+    return [&, where] {
+      return sentence("kernel ", kernel, ": wrote ", where, " of an allocation of ", c.bytes, " bytes");
+    };
+  };
+  check_holds(cell, kRedzone, guard, wrote("before the beginning"));
+  check_holds(cell + used, c.size - used, guard, wrote("past the end"));
+}
+
+// All redzones, if there are not too many; else those in turn, and the sentence may name a later kernel.
 void check_redzones(const std::string& kernel) {
   if (kAsan) return;
-  for (const auto& [cell, c] : memory().live) {
-    const uint16_t guard = guard_of(cell);
-    const size_t used = rounded(kRedzone + c.bytes, 2);
-    check_holds(cell, kRedzone, guard, [&] {
-      return sentence("kernel ", kernel, ": wrote before the beginning of an allocation of ", c.bytes,
-                      " bytes");
-    });
-    check_holds(cell + used, c.size - used, guard, [&] {
-      return sentence("kernel ", kernel, ": wrote past the end of an allocation of ", c.bytes, " bytes");
-    });
+  static char* next = nullptr;
+  auto& live = memory().live;
+  auto it = live.lower_bound(next);
+  for (size_t left = std::min(live.size(), kCheckedAtOnce); left > 0; --left, ++it) {
+    if (it == live.end()) it = live.begin();
+    check_around(it->first, it->second, kernel);
   }
+  next = it == live.end() ? nullptr : it->first;
   for (const auto& [cell, size] : memory().quarantine)
     check_holds(cell, size, kPoison,
                 [&] { return sentence("kernel ", kernel, ": wrote to freed device memory"); });
