@@ -94,7 +94,7 @@ void enqueue(cudaStream_t handle, Work work) { enqueue_after(handle, {}, std::mo
 
 void keep_up(cudaStream_t handle) {
   if (streams().blocking) return wait_for(handle);
-  run_until([] { return streams().waiting <= kDepth; });
+  if (streams().waiting > kDepth) run_until([] { return streams().waiting <= kDepth / 2; });
 }
 
 void wait_until(const Point& point) {
