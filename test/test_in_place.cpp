@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include "tensor/kernels.h"
 #include "test/near.h"
+#include "test/on_device.h"
 
 using namespace llatte;
 using namespace llatte::test;
