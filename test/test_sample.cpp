@@ -11,11 +11,19 @@ using namespace llatte::test;
 
 namespace {
 
+// One id for each u, from the same logits.
+std::vector<int32_t> draws(const std::vector<float>& logits, const std::vector<float>& u,
+                           const SampleRule& rule) {
+  const auto N = static_cast<int64_t>(u.size()), V = static_cast<int64_t>(logits.size());
+  std::vector<float> z;
+  for (int64_t n = 0; n < N; ++n) z.insert(z.end(), logits.begin(), logits.end());
+  Tensor ids = empty({N}, DType::i32);
+  kernels::sample(from(z, {N, V}), from(u, {N}), rule, ids);
+  return ids.to_vector<int32_t>();
+}
+
 int32_t draw(const std::vector<float>& logits, float u, const SampleRule& rule) {
-  const Tensor z = from(logits, {1, static_cast<int64_t>(logits.size())});
-  Tensor ids = empty({1}, DType::i32);
-  kernels::sample(z, from(std::vector<float>{u}, {1}), rule, ids);
-  return static_cast<int32_t>(ids.item());
+  return draws(logits, {u}, rule)[0];
 }
 
 std::vector<float> logs(std::vector<float> p) {
@@ -26,12 +34,14 @@ std::vector<float> logs(std::vector<float> p) {
 // How often each id comes out when u walks evenly through [0,1).
 std::vector<int> histogram(const std::vector<float>& logits, const SampleRule& rule, int n = 1000) {
   std::vector<int> count(logits.size());
-  for (int i = 0; i < n; ++i) ++count[static_cast<size_t>(draw(logits, (float(i) + 0.5f) / float(n), rule))];
+  std::vector<float> u;
+  for (int i = 0; i < n; ++i) u.push_back((float(i) + 0.5f) / float(n));
+  for (const int32_t id : draws(logits, u, rule)) ++count[static_cast<size_t>(id)];
   return count;
 }
 
 std::set<int32_t> kept(const std::vector<float>& logits, const SampleRule& rule) {
-  const std::vector<int> count = histogram(logits, rule);
+  const std::vector<int> count = histogram(logits, rule, 200);
   std::set<int32_t> ids;
   for (size_t i = 0; i < count.size(); ++i)
     if (count[i]) ids.insert(static_cast<int32_t>(i));
