@@ -5,6 +5,7 @@
 //   the group dQ = scale dS K                         a block for each tile of queries, over the keys
 // So every sum is made by one block in a fixed order, at the price of making P and dO V^T twice.
 #include "tensor/cuda/attention_tile.h"
+#include "tensor/cuda/device_math.h"
 
 namespace llatte::cuda {
 namespace {

@@ -3,7 +3,7 @@
 // their order (arXiv 2205.14135 and its split over keys). Rows of keys and values may be numbers or codes.
 // Private to tensor/cuda.
 #pragma once
-#include "tensor/cuda/attention_tile.h"
+#include "tensor/cuda/attention_softmax.h"
 
 namespace llatte::cuda {
 

@@ -1,19 +1,13 @@
-// The tile loops of attention, forward, backward and decoding, in one place: everything is one product of
-// tiles,
+// The tile loops of attention, forward, backward and decoding, in one place. All is one product of tiles,
 //   C[8R, 16C] += a^T b,   a [depth, 8R] and b [depth, 16C] in shared memory,
-// by 128 threads, of which thread (y, x) of 8 x 16 owns rows R y .. R y + R - 1 and columns C x .. C x + C -
-// 1 of C in registers: R + C numbers are read for R C multiplications. (Tensor cores would go into
-// multiply().)
-//   rows      queries of a stream: those of all heads that share a key head, m = token * group + head, so
-//   that
-//             grouped heads, one head, and the H heads of latent decoding are the same loop
-//   widths    any: products over E or F go through panels of kDepth columns, results through chunks of kSide
-//             columns, NC of them in registers; wider results are made by several blocks (slices)
-// Sums have a fixed order. Private to tensor/cuda.
+// by 128 threads, of which thread (y, x) of 8 x 16 owns rows R y + [0,R) and columns C x + [0,C) of C in
+// registers: R + C numbers are read for R C multiplications. Tensor cores would go into multiply().
+// Widths are free: products over E or F go through panels of kDepth columns, results through chunks of kSide
+// columns, NC of them in registers; wider results are made by several blocks (slices).
+// Private to tensor/cuda.
 #pragma once
-#include <limits>
+#include "tensor/cuda/attention_rows.h"
 #include "tensor/cuda/cache_rows.h"
-#include "tensor/cuda/device_math.h"
 
 namespace llatte::cuda {
 
@@ -25,61 +19,9 @@ template <class A>
 constexpr int kC = kSide<A> / kThreadsAcross;  // columns a thread owns: 16 bytes
 template <class A>
 constexpr int kPad = 16 / sizeof(A);  // keeps rows of panels 16-byte aligned, and writes to columns apart
-// Below every score, yet finite: exp(kFloor - kFloor) = 1 where a query has seen nothing yet.
-template <class A>
-constexpr A kFloor = std::numeric_limits<A>::lowest() / 2;
 
 __device__ inline int thread_row() { return int(threadIdx.x) / kThreadsAcross; }
 __device__ inline int thread_column() { return int(threadIdx.x) % kThreadsAcross; }
-
-// Over the 16 threads that own the same rows.
-template <class A>
-__device__ A row_max(A x) {
-  for (int step = kThreadsAcross / 2; step > 0; step /= 2) {
-    const A other = __shfl_xor_sync(0xffffffffu, x, step);
-    x = other > x ? other : x;
-  }
-  return x;
-}
-template <class A>
-__device__ A row_sum(A x) {
-  for (int step = kThreadsAcross / 2; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
-// ---- rows of numbers, as they lie in memory. of(stream): those of one (sequence, key head).
-// Heads of a (B,T,heads,width) tensor, dense in its last two dimensions; row m is token m / group.
-template <class T>
-struct FloatRows {
-  T* data;
-  int64_t batch, step;  // elements from one sequence, and one token, to the next
-  int streams, group, width;
-  bool packed;  // every row begins on 16 bytes and is a multiple of them
-
-  __device__ FloatRows of(int stream) const {
-    FloatRows r = *this;
-    r.data += stream / streams * batch + int64_t(stream % streams) * group * width;
-    return r;
-  }
-  __device__ T* row(int m) const {
-    return group == 1 ? data + m * step : data + m / group * step + int64_t(m % group) * width;
-  }
-};
-
-// N numbers of row m from column c on, zeros beyond the width.
-template <int N, class A, class T>
-__device__ void load_pack(const FloatRows<T>& x, int m, int c, A (&to)[N]) {
-  using Value = std::remove_const_t<T>;
-  const T* from = x.row(m) + c;
-  if (x.packed && c + N <= x.width) {
-    const auto pack = *reinterpret_cast<const Pack<Value, N>*>(from);
-#pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = A(pack.at[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) to[i] = c + i < x.width ? A(from[i]) : A(0);
-  }
-}
 
 // ---- panels: to[c][i] = x[first + i][c0 + c] and to[i][c] = x[first + i][c0 + c], zeros where x ends.
 template <int W, class A, int LD, class T>
@@ -238,104 +180,6 @@ __device__ void store_rows(const FloatRows<T>& y, int m0, int M, int column, con
           if (f + c < y.width) row[f + c] = pack.at[c];
     }
   }
-}
-
-// ---- which query sees which key
-struct AttentionSizes {
-  int T, S, H, K, group, M;  // M = T * group rows of queries in a stream
-  __host__ __device__ int visible(int m) const { return m / group + S - T + 1; }
-  // Where row m of a stream is in a [B,H,T] tensor.
-  __device__ int64_t statistic(int stream, int m) const {
-    return (int64_t(stream / K) * H + stream % K * group + m % group) * T + m / group;
-  }
-};
-
-// ---- online softmax (arXiv 2205.14135)
-template <class A, int R, int NC>
-struct SoftmaxState {
-  A top[R], sum[R], o[NC][R][kC<A>];  // sum: this thread's columns only, until finish()
-
-  __device__ void start() {
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      top[r] = kFloor<A>, sum[r] = 0;
-#pragma unroll
-      for (int n = 0; n < NC; ++n)
-#pragma unroll
-        for (int c = 0; c < kC<A>; ++c) o[n][r][c] = 0;
-    }
-  }
-
-  // Scores become probabilities relative to the new highest score; what was summed so far shrinks to match.
-  __device__ void update(const AttentionShared<A, R>& s, int k0, A scale, A (&p)[R][kC<A>]) {
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      A high = top[r];
-      const int seen = s.seen[R * thread_row() + r];
-#pragma unroll
-      for (int c = 0; c < kC<A>; ++c) {
-        const bool sees = k0 + kC<A> * thread_column() + c < seen;
-        p[r][c] = sees ? p[r][c] * scale : -std::numeric_limits<A>::infinity();
-        high = p[r][c] > high ? p[r][c] : high;
-      }
-      high = row_max(high);
-      const A shrink = exp_of(top[r] - high);
-      top[r] = high;
-      sum[r] *= shrink;
-#pragma unroll
-      for (int c = 0; c < kC<A>; ++c) sum[r] += p[r][c] = exp_of(p[r][c] - high);
-#pragma unroll
-      for (int n = 0; n < NC; ++n)
-#pragma unroll
-        for (int c = 0; c < kC<A>; ++c) o[n][r][c] *= shrink;
-    }
-  }
-  __device__ void finish() {
-#pragma unroll
-    for (int r = 0; r < R; ++r) sum[r] = row_sum(sum[r]);
-  }
-};
-
-// One tile of queries against keys [begin, end).
-template <class A, int R, int NC, class Q, class K, class V>
-__device__ void attend(AttentionShared<A, R>& s, const AttentionSizes& z, const Q& q, const K& k, const V& v,
-                       int m0, int begin, int end, int column, A scale, SoftmaxState<A, R, NC>& state) {
-  state.start();
-  for (int i = threadIdx.x; i < 8 * R; i += kTileThreads) s.seen[i] = min(z.visible(m0 + i), end);
-  for (int k0 = begin; k0 < end; k0 += kSide<A>) {
-    const int keys = min(kSide<A>, end - k0);
-    A p[R][kC<A>];
-    products_of_rows(s, q, m0, min(8 * R, z.M - m0), k, k0, keys, p);
-    state.update(s, k0, scale, p);
-    store_tile_transposed(p, s);
-    add_weighted_rows(s, v, k0, keys, column, state.o);
-  }
-  state.finish();
-}
-
-// ---- on the host
-template <class T>
-FloatRows<T> rows_at(T* data, int64_t batch, int64_t step, int64_t streams, int64_t group, int64_t width) {
-  const auto on_16_bytes = [](int64_t bytes) { return bytes % 16 == 0; };
-  const int64_t size = sizeof(T);
-  const bool packed = on_16_bytes(reinterpret_cast<intptr_t>(data)) && on_16_bytes(width * size) &&
-                      on_16_bytes(batch * size) && on_16_bytes(step * size);
-  return {data, batch, step, int(streams), int(group), int(width), packed};
-}
-// x (B,T,heads,width), strided in its first two dimensions.
-template <class T>
-FloatRows<const T> rows_of(const Tensor& x, int64_t group) {
-  return rows_at(x.ptr<T>(), x.stride(0), x.stride(1), x.size(2) / group, group, x.size(3));
-}
-template <class T>
-FloatRows<T> rows_of(Tensor& x, int64_t group) {
-  return rows_at(x.ptr<T>(), x.stride(0), x.stride(1), x.size(2) / group, group, x.size(3));
-}
-
-inline AttentionSizes attention_sizes(int64_t T, int64_t S, int64_t H, int64_t K) {
-  LLATTE_CHECK(T * H <= std::numeric_limits<int>::max() / 2 && S <= std::numeric_limits<int>::max() / 2,
-               "attention: ", T, " queries of ", H, " heads over ", S, " keys are too many for one sequence");
-  return {int(T), int(S), int(H), int(K), int(H / K), int(T * (H / K))};
 }
 
 }  // namespace llatte::cuda
