@@ -1,6 +1,5 @@
 #include "optim/adamw.h"
 #include <cmath>
-#include "tensor/kernels.h"  // adamw, sum_squares
 
 namespace llatte {
 AdamW::AdamW(Module& m, const AdamWConfig& c, const std::function<bool(const std::string&)>& trains)
@@ -34,13 +33,13 @@ double AdamW::grad_norm() const { return std::sqrt(sum_squares().item()); }
 // The norm goes from kernel to kernel on the device; it is read here when the update has been asked for.
 double AdamW::step(double lr) {
   const Tensor sum = sum_squares();
-  std::vector<AdamWTensors> tensors;
   for (Slot& s : slots_)
     if (s.param.node->grad.defined())
-      tensors.push_back({s.param.value, s.param.node->grad, s.exp_avg, s.exp_avg_sq, s.master,
-                         s.decays ? config_.weight_decay : 0});
-  kernels::adamw(tensors, sum,
+      updates_.push_back({s.param.value, s.param.node->grad, s.exp_avg, s.exp_avg_sq, s.master,
+                          s.decays ? config_.weight_decay : 0});
+  kernels::adamw(updates_, sum,
                  AdamWStep{lr, config_.beta1, config_.beta2, config_.eps, config_.clip_grad, steps_ + 1});
+  updates_.clear();
   const double norm = std::sqrt(sum.item());
   if (!std::isfinite(norm)) return norm;
   ++steps_;

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 #include "nn/module.h"
+#include "tensor/kernels.h"  // AdamWTensors
 
 namespace llatte {
 
@@ -52,6 +53,7 @@ class AdamW {
   };
   AdamWConfig config_;
   std::vector<Slot> slots_;
+  std::vector<AdamWTensors> updates_;  // of the step in hand; kept for its memory
   int64_t steps_ = 0;
 };
 
