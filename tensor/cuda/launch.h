@@ -1,6 +1,8 @@
 // How a kernel is started, and what every .cu file shares. Kernels are plain CUDA C++ with two habits:
-//   1. launch(), never <<< >>>: it checks, names the kernel in errors and in profiles, and allows large shared memory.
-//   2. Shared memory is ONE struct of a kernel, reached by block_shared<Struct>(), its size given to launch().
+//   1. launch(), never <<< >>>: it checks, names the kernel in errors and in profiles, and allows large
+//   shared memory.
+//   2. Shared memory is ONE struct of a kernel, reached by block_shared<Struct>(), its size given to
+//   launch().
 // Both let the same source run under g++ on the stand-in GPU of test/cuda_on_cpu, with every access watched.
 // Sums over threads have a fixed order; no atomics on floats. Private to tensor/cuda.
 #pragma once
@@ -10,10 +12,10 @@
 #include <utility>
 #include "tensor/kernels.h"
 
-#define LLATTE_CUDA_CHECK(op, call)                                                                \
-  do {                                                                                             \
-    const cudaError_t status = (call);                                                             \
-    LLATTE_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status), " (" #call ")");      \
+#define LLATTE_CUDA_CHECK(op, call)                                                            \
+  do {                                                                                         \
+    const cudaError_t status = (call);                                                         \
+    LLATTE_CHECK(status == cudaSuccess, op, ": ", cudaGetErrorString(status), " (" #call ")"); \
   } while (0)
 
 namespace llatte::cuda {
@@ -32,8 +34,9 @@ template <class... Parameters, class... Arguments>
 void launch(const char* name, const Grid& grid, void (*kernel)(Parameters...), Arguments&&... arguments) {
   if (grid.blocks.x * size_t(grid.blocks.y) * grid.blocks.z == 0) return;  // nothing to do
   if (grid.shared_bytes > kSharedWithoutAsking)
-    LLATTE_CUDA_CHECK(name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 int(grid.shared_bytes)));
+    LLATTE_CUDA_CHECK(
+        name, cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                   cudaFuncAttributeMaxDynamicSharedMemorySize, int(grid.shared_bytes)));
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
@@ -42,9 +45,9 @@ void launch(const char* name, const Grid& grid, void (*kernel)(Parameters...), A
   nvtxRangePushA(name);
   const cudaError_t status = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   nvtxRangePop();
-  LLATTE_CHECK(status == cudaSuccess, name, ": launch of ", grid.blocks.x, "x", grid.blocks.y, "x", grid.blocks.z,
-               " blocks of ", grid.threads.x, "x", grid.threads.y, "x", grid.threads.z, " threads with ", grid.shared_bytes,
-               " bytes of shared memory: ", cudaGetErrorString(status));
+  LLATTE_CHECK(status == cudaSuccess, name, ": launch of ", grid.blocks.x, "x", grid.blocks.y, "x",
+               grid.blocks.z, " blocks of ", grid.threads.x, "x", grid.threads.y, "x", grid.threads.z,
+               " threads with ", grid.shared_bytes, " bytes of shared memory: ", cudaGetErrorString(status));
 }
 
 // The struct that the threads of a block share, uninitialised.
