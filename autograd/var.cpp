@@ -1,6 +1,7 @@
 #include "autograd/var.h"
 #include <algorithm>
 #include <atomic>
+#include <unordered_map>
 #include <unordered_set>
 #include "tensor/kernels.h"  // accumulate
 
@@ -44,6 +45,15 @@ void add_gradient(Node& n, Tensor g, const char* from) {
   }
   if (!n.grad.is_sole_owner()) n.grad = n.grad.clone();  // another input may hold the same numbers
   kernels::accumulate(g, n.grad);
+}
+
+// How often each leaf that listens is an input on the tape: after so many gradients it is complete.
+std::unordered_map<Node*, int64_t> uses_of_listeners(const std::vector<std::shared_ptr<Node>>& tape) {
+  std::unordered_map<Node*, int64_t> uses;
+  for (const auto& n : tape)
+    for (const auto& in : n->inputs)
+      if (in && in->on_grad) ++uses[in.get()];
+  return uses;
 }
 
 std::vector<std::shared_ptr<Node>> tape_of(const std::shared_ptr<Node>& root) {
@@ -96,7 +106,9 @@ Var record(const char* op, Tensor value, const std::vector<Var>& inputs, Backwar
 void backward(const Var& y, const Tensor& dy) {
   LLATTE_CHECK(y.node, "backward: this value was computed without gradients");
   add_gradient(*y.node, dy, "the caller");
-  for (auto& n : tape_of(y.node)) {
+  const auto tape = tape_of(y.node);
+  auto uses = uses_of_listeners(tape);
+  for (auto& n : tape) {
     if (!n->backward) continue;  // a leaf keeps its gradient
     if (n->grad.defined()) {
       const Tensor dn = std::move(n->grad);
@@ -108,7 +120,10 @@ void backward(const Var& y, const Tensor& dy) {
         if (n->inputs[k] && gs[k].defined()) add_gradient(*n->inputs[k], std::move(gs[k]), n->op);
     }
     n->backward = nullptr;  // frees the activations this closure was keeping
+    const auto inputs = std::move(n->inputs);
     n->inputs.clear();
+    for (const auto& in : inputs)
+      if (in && in->on_grad && --uses[in.get()] == 0) in->on_grad();
   }
 }
 

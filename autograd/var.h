@@ -28,6 +28,10 @@ struct Node {
   Tensor grad;
   std::vector<std::shared_ptr<Node>> inputs;  // null where no gradient is needed
   Backward backward;
+  // Of a leaf: called by backward() once all that the leaf takes part in has added its gradient, while the
+  // rest of the tape is still to come. A leaf used in several recompute()d blocks would be called after each
+  // of them.
+  std::function<void()> on_grad;
 };
 
 struct Var {

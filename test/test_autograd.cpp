@@ -124,6 +124,37 @@ TEST_CASE("a scalar loss starts from 1; anything else needs dy") {
       "shape (2) is not a scalar");
 }
 
+TEST_CASE("a leaf that listens hears once of its whole gradient, before the tape below it is walked") {
+  Var early = leaf_of({2}), late = leaf_of({3}), unused = leaf_of({5});
+  std::vector<std::string> heard;
+  const auto listen = [&](Var& x, const std::string& name) {
+    x.node->on_grad = [&heard, name, node = x.node.get()] {
+      heard.push_back(str(name, ' ', to_vec(node->grad)[0]));
+    };
+  };
+  listen(early, "early"), listen(late, "late"), listen(unused, "unused");
+  const auto f = [&] {
+    const Var x = mul(early, early);  // 4
+    return mul(add(x, late), late);   // (early^2 + late) late: late is used twice
+  };
+  backward(f());
+  CHECK(heard == std::vector<std::string>{"late 10", "early 12"});
+  heard.clear();
+  backward(f());  // on top of the first pass
+  CHECK(heard == std::vector<std::string>{"late 20", "early 24"});
+}
+
+TEST_CASE("a leaf inside a recomputed block hears when the block has been walked") {
+  Var w = leaf_of({2}), below = leaf_of({3});
+  std::vector<std::string> heard;
+  w.node->on_grad = [&] {
+    heard.push_back(str("w ", to_vec(w.grad())[0], below.grad().defined() ? " late" : ""));
+  };
+  const Var x = mul(below, below);
+  backward(recompute([&](const Var& v) { return mul(mul(v, w), w); }, x));  // 9 w^2
+  CHECK(heard == std::vector<std::string>{"w 36"});
+}
+
 TEST_CASE("what backward does not reach gets no gradient") {
   const Var x = leaf_of({1}), unused = leaf_of({1});
   const Var aside = mul(unused, x);
