@@ -108,8 +108,8 @@ TEST_CASE("weights, moments, masters and counters come back bit for bit") {
     const auto want = a.optimizer.state(), got = optimizer.state();
     REQUIRE(got.size() == want.size());
     for (size_t i = 0; i < got.size(); ++i) {
-      CHECK(got[i].first == want[i].first);
-      CHECK(flat(got[i].second) == flat(want[i].second));
+      CHECK(got[i].name == want[i].name);
+      CHECK(flat(got[i].get()) == flat(want[i].get()));
     }
     std::map<std::string, std::vector<float>> weights;
     a.model.params("", [&](const std::string& name, Var& p) { weights[name] = flat(p.value); });

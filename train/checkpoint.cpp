@@ -122,7 +122,9 @@ void write_weights(const fs::path& folder, Llama& model, const std::string& toke
 
 void write_trainer(const fs::path& folder, const AdamW& optimizer, const TrainState& state) {
   fs::create_directory(folder / "trainer");
-  write_safetensors(folder / "trainer/optimizer.safetensors", optimizer.state(),
+  std::vector<TensorSource> tensors;
+  for (const OptimizerTensor& t : optimizer.state()) tensors.push_back({t.name, t.dtype, t.shape, t.get});
+  write_safetensors(folder / "trainer/optimizer.safetensors", tensors,
                     {{"steps", std::to_string(optimizer.steps())}});
   json j = to_json(state);
   for (const auto& entry : fs::recursive_directory_iterator(folder))

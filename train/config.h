@@ -6,6 +6,7 @@
 // The schema itself is one table, in schema.cpp.
 #pragma once
 #include <filesystem>
+#include <map>
 #include <set>
 #include "convert/settings.h"
 #include "models/llama.h"
