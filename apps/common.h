@@ -7,17 +7,23 @@
 //   }
 //
 // Laws: exit code 0 done, 1 failed, 2 wrong usage; a failure is one sentence on stderr, "llatte-<app>: ...";
-// stdout carries results only, and a result that could not be written is a failure.
+// stdout carries results only, and a result that could not be written is a failure. Over several ranks
+// (over_ranks(), mpirun) rank 0 alone has a stdout, and a rank that fails ends all of them.
 #pragma once
 #include <omp.h>
+#include <sched.h>
+#include <unistd.h>
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <thread>
 #include "tensor/check.h"
+#include "tensor/comm.h"
 #include "tensor/cuda.h"
 
 namespace llatte {
@@ -40,26 +46,31 @@ class App {
     cli.add_flag("--json", json, "the last line of stdout is one JSON object");
   }
 
+  // This program's work is shared out over the processes that are started together. Before run().
+  void over_ranks() { over_ranks_ = true; }
+  Comm& comm() { return *comm_; }  // inside the body
+
   template <class Body>
   int run(int argc, char** argv, Body body) {
     std::signal(SIGPIPE, SIG_IGN);  // a reader that went away (| head) must not end a training run
     try {
+      start_ranks();
       cli.parse(argc, argv);
       apply_common();
       body();
       std::cout.flush();
-      LLATTE_CHECK(std::cout.good(), "stdout: the result could not be written");
+      LLATTE_CHECK(std::cout.good() || silent(), "stdout: the result could not be written");
       return 0;
     } catch (const CLI::Success& e) {
       return cli.exit(e);  // --help
     } catch (const CLI::ParseError& e) {
-      return say(2, std::string(e.what()) + " (see --help)");
+      return fail(2, std::string(e.what()) + " (see --help)");
     } catch (const UsageError& e) {
-      return say(2, std::string(e.what()) + " (see --help)");
+      return fail(2, std::string(e.what()) + " (see --help)");
     } catch (const std::bad_alloc&) {
-      return say(1, "out of memory");
+      return fail(1, "out of memory");
     } catch (const std::exception& e) {
-      return say(1, e.what());
+      return fail(1, e.what());
     }
   }
 
@@ -73,6 +84,26 @@ class App {
   bool json = false;
 
  private:
+  bool silent() const { return comm_ && comm_->rank() > 0; }
+
+  void start_ranks() {
+    if (over_ranks_) comm_ = make_comm();
+    else if (processes_started() > 1)
+      throw UsageError("this program is one process, but " + std::to_string(processes_started()) +
+                       " were started together; leave mpirun (or srun) out");
+    if (silent()) std::cout.rdbuf(nullptr);
+  }
+
+  // Where many ranks fail alike, the first of them speaks and ends the others before it is their turn.
+  int fail(int code, const std::string& sentence) {
+    if (!comm_ || comm_->size() == 1) return say(code, sentence);
+    std::signal(SIGTERM, SIG_DFL);  // with which the launcher ends those that wait
+    std::this_thread::sleep_for(std::chrono::milliseconds(std::min(1000 * comm_->rank(), 5000)));
+    say(code, "rank " + std::to_string(comm_->rank()) + ": " + sentence);
+    comm_->end_all(code);
+    return code;
+  }
+
   int say(int code, std::string sentence) const {
     std::replace(sentence.begin(), sentence.end(), '\n', ' ');
     std::cout.flush();
@@ -82,6 +113,8 @@ class App {
 
   void apply_common() {
     if (threads_ > 0) omp_set_num_threads(threads_);
+    else if (comm_ && comm_->size() > 1 && !std::getenv("OMP_NUM_THREADS"))
+      omp_set_num_threads(cores_of_a_rank(comm_->local_size()));
     if (device_word_ == "cpu") return;
     const std::string number = device_word_.substr(0, 5) == "cuda:" ? device_word_.substr(5) : "";
     const bool digits =
@@ -89,7 +122,15 @@ class App {
         std::all_of(number.begin(), number.end(), [](char c) { return c >= '0' && c <= '9'; });
     if (device_word_ != "cuda" && !digits)
       throw UsageError("--device " + device_word_ + " is neither cpu nor cuda nor cuda:N");
-    use_cuda(digits ? std::stoul(number) : 0);
+    use_cuda(digits ? std::stoul(number) : comm_ ? size_t(comm_->local_rank()) : 0);
+  }
+
+  // Its share of the launcher's cores, or what the launcher has bound it to if that is less.
+  static int cores_of_a_rank(int ranks_here) {
+    cpu_set_t of_launcher;
+    const bool known = sched_getaffinity(getppid(), sizeof of_launcher, &of_launcher) == 0;
+    const int all = known ? CPU_COUNT(&of_launcher) : omp_get_num_procs();
+    return std::max(1, std::min(omp_get_num_procs(), all / ranks_here));
   }
 
   // The process works on one GPU and sees only that one: the driver reads the variable at its first call.
@@ -105,6 +146,8 @@ class App {
 
   std::string name_, device_word_ = "cpu";
   int threads_ = 0;
+  bool over_ranks_ = false;
+  std::unique_ptr<Comm> comm_;
 };
 
 }  // namespace llatte

@@ -64,9 +64,11 @@ nlohmann::ordered_json to_json(const llatte::TrainSummary& s) {
 int main(int argc, char** argv) {
   llatte::App app(
       "train", "Trains a Llama as a YAML config says.",
-      "train configs/clm-60m.yaml tokens.train_steps=100 checkpoints.checkpoints_path=runs/first\n\n"
-      "SIGINT or SIGTERM finishes the step in hand, saves a checkpoint and exits 0.\n"
+      "train configs/clm-60m.yaml tokens.train_steps=100 checkpoints.checkpoints_path=runs/first\n"
+      "  mpirun -np 4 train configs/clm-60m.yaml optimizer.zero_stage=1      data parallel, on 4 ranks\n\n"
+      "SIGINT, SIGTERM or SIGUSR1 finishes the step in hand, saves a checkpoint and exits 0.\n"
       "The run folder gets <step>/ checkpoints (Hugging Face folders), latest.txt, best/, metrics.jsonl.");
+  app.over_ranks();
   std::string config, resume = "auto";
   std::vector<std::string> overrides;
   bool dry_run = false;
@@ -85,13 +87,17 @@ int main(int argc, char** argv) {
         throw llatte::UsageError("'" + o + "' is no key.path=value override");
     llatte::TrainConfig c = llatte::load_train_config(config, overrides);
     c.device = app.device;
-    for (const std::string& w : c.warnings) std::cerr << w << std::endl;
-    if (dry_run) return print_plan(app, c);
+    const bool speaks = app.comm().rank() == 0;
+    for (const std::string& w : c.warnings)
+      if (speaks) say(w);
+    if (dry_run) return speaks ? print_plan(app, c) : void();
     std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is an error to report, like a full disk
     std::signal(SIGINT, on_signal);
     std::signal(SIGTERM, on_signal);
-    llatte::Trainer trainer(c, resume);
+    std::signal(SIGUSR1, on_signal);  // what schedulers and mpirun pass on to all ranks
+    llatte::Trainer trainer(c, resume, app.comm());
     const llatte::TrainSummary s = trainer.run(stop_requested);
+    if (!speaks) return;
     std::cerr << "step " << s.step << ": " << s.why << (s.checkpoint.empty() ? "" : ", saved in ")
               << s.checkpoint << std::endl;
     if (app.json) app.print_json(to_json(s));

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <system_error>
 #include <utility>
 #include "tensor/check.h"
@@ -145,6 +146,17 @@ void write_file_atomic(const fs::path& file, std::string_view contents) {
   AtomicFile out(file);
   out.write(contents);
   out.commit();
+}
+
+uint64_t checksum(std::span<const std::byte> bytes, uint64_t before) {
+  uint64_t h = 0x9e3779b97f4a7c15ull ^ bytes.size() ^ before;
+  for (size_t i = 0; i < bytes.size(); i += 8) {
+    uint64_t word = 0;
+    std::memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
+    h = (h ^ word) * 0xff51afd7ed558ccdull;
+    h ^= h >> 32;
+  }
+  return h;
 }
 
 void fsync_path(const fs::path& file_or_folder) {

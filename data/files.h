@@ -1,6 +1,7 @@
 // Files never lie: whole contents in, whole contents out or nothing. Every failure is one Error naming path
 // and cause.
 #pragma once
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -16,6 +17,9 @@ struct MappedFile {
   std::shared_ptr<const void> owner;
 };
 MappedFile map_file(const std::filesystem::path& file);
+// 64 bits, taken 8 bytes at a time (multiply and xor-shift): it guards against disks, cables and memory, not
+// against people. Goes on from `before`, the checksum of what came before.
+uint64_t checksum(std::span<const std::byte> bytes, uint64_t before = 0);
 // Part of a mapping that was used and will hardly be used again: its memory goes back to the system (the next
 // reader would get it from the file again). Parts smaller than kReleaseFrom stay.
 constexpr size_t kReleaseFrom = size_t(1) << 20;

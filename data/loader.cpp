@@ -168,7 +168,7 @@ struct Loader::Impl {
     return lock;
   }
 
-  Batch batch(int64_t from, int64_t count) {
+  Batch batch(int64_t from, int64_t count, int64_t stride) {
     auto lock = wait_for_worker();
     const bool prepared = state == State::ready && first == from && B == count;
     const std::exception_ptr failed = std::exchange(error, nullptr);
@@ -176,7 +176,7 @@ struct Loader::Impl {
     state = State::idle;
     if (prepared && failed) std::rethrow_exception(failed);
     if (!prepared) b = make(from, count);
-    first = from + count;
+    first = from + (stride > 0 ? stride : count);
     B = count;
     state = State::asked;
     lock.unlock();
@@ -197,11 +197,11 @@ Loader::Place Loader::place(int64_t n) const {
   return impl_->place(n);
 }
 
-Batch Loader::batch(int64_t first, int64_t B) {
-  constexpr int64_t kLimit = int64_t(1) << 62;  // so that first + 2B is no overflow
+Batch Loader::batch(int64_t first, int64_t B, int64_t stride) {
+  constexpr int64_t kLimit = int64_t(1) << 61;  // so that the end of the next batch is no overflow
   LLATTE_CHECK(first >= 0 && B > 0 && B < int64_t(1) << 31 && first < kLimit, "loader: samples [", first,
                ", ", first, " + ", B, ") asked for");
-  return impl_->batch(first, B);
+  return impl_->batch(first, B, std::min(stride, kLimit));
 }
 
 }  // namespace llatte

@@ -73,8 +73,8 @@ class Loader {
   int64_t samples_per_epoch() const;
   Place place(int64_t n) const;  // where sample n of the run comes from
   // Samples [first, first + B). An error in the data is thrown by the call that asks for it. One caller. The
-  // batch after it is prepared in the background while this one is used.
-  Batch batch(int64_t first, int64_t B);
+  // batch at first + stride (0: first + B) is prepared in the background while this one is used.
+  Batch batch(int64_t first, int64_t B, int64_t stride = 0);
 
  private:
   struct Impl;

@@ -92,6 +92,7 @@ std::vector<OptimizerTensor> AdamW::state() const {
     add("exp_avg_sq.", &Slot::exp_avg_sq);
     if (w.dtype() != acc_dtype(w.dtype())) add("master.", &Slot::master);
   }
+  std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.name < b.name; });
   return out;
 }
 

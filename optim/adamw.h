@@ -49,7 +49,7 @@ class AdamW {
   double grad_norm() const;  // 2-norm over all gradients there are, taken in f64
   int64_t steps() const { return steps_; }
 
-  std::vector<OptimizerTensor> state() const;
+  std::vector<OptimizerTensor> state() const;  // by name, the order in which a file holds them
   void load_state(int64_t steps,
                   const std::function<Tensor(const std::string& name, const Shape& shape)>& read);
   // f32 weights: the master if there is one, else the parameter. All ranks call it alike.

@@ -6,7 +6,7 @@
 namespace llatte {
 #ifdef LLATTE_MPI
 // comm_mpi.cpp; piece: how many elements one call of MPI moves at most, so that its int counts suffice
-std::unique_ptr<Comm> make_mpi_comm(double timeout_seconds, int64_t piece = int64_t{1} << 26);
+std::unique_ptr<Comm> make_mpi_comm(int64_t piece = int64_t{1} << 26);
 #endif
 
 namespace {
@@ -30,7 +30,8 @@ class Single final : public Comm {
   std::future<void> start_all_gather(const Tensor& mine, Tensor all) override { return move(mine, all); }
   std::future<void> start_broadcast(Tensor, int) override { return done(); }
   std::future<void> start_barrier() override { return done(); }
-  void end_all() override { std::_Exit(1); }
+  void set_timeout(double) override {}
+  [[noreturn]] void end_all(int exit_code) override { std::_Exit(exit_code); }
 
  private:
   static std::future<void> move(const Tensor& from, Tensor& to) {
@@ -39,20 +40,20 @@ class Single final : public Comm {
   }
 };
 
-// What launchers tell the processes they start: Open MPI, MPICH and Intel MPI (PMI), Slurm's srun.
+}  // namespace
+
+// Open MPI, MPICH and Intel MPI (PMI), Slurm's srun.
 int processes_started() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"})
     if (const char* value = std::getenv(name)) return std::atoi(value);
   return 1;
 }
 
-}  // namespace
-
-std::unique_ptr<Comm> make_comm([[maybe_unused]] double timeout_seconds) {
+std::unique_ptr<Comm> make_comm() {
   const int n = processes_started();
   if (n <= 1) return std::make_unique<Single>();
 #ifdef LLATTE_MPI
-  return make_mpi_comm(timeout_seconds);
+  return make_mpi_comm();
 #else
   LLATTE_FAIL(n,
               " processes were started together, but this build has no MPI; install it (libopenmpi-dev) and "

@@ -29,9 +29,10 @@ class Comm {
   virtual std::future<void> start_all_gather(const Tensor& mine, Tensor all) = 0;
   virtual std::future<void> start_broadcast(Tensor t, int root) = 0;
   virtual std::future<void> start_barrier() = 0;
-  // Ends all ranks, this one too, with exit code 1. For a rank that cannot go on: the others would wait for
-  // it.
-  [[noreturn]] virtual void end_all() = 0;
+  // How long a collective may take before the other ranks are taken for dead.
+  virtual void set_timeout(double seconds) = 0;
+  // Ends all ranks, this one too. For a rank that cannot go on: the others would wait for it.
+  [[noreturn]] virtual void end_all(int exit_code) = 0;
 
   void all_reduce_sum(Tensor t) { start_all_reduce_sum(std::move(t)).get(); }
   void reduce_scatter_sum(const Tensor& all, Tensor mine) {
@@ -42,9 +43,9 @@ class Comm {
   void barrier() { start_barrier().get(); }
 };
 
-// The ranks that mpirun or srun started with this process, or this one alone. seconds: how long a collective
-// may take before the other ranks are taken for dead. An Error where many were started but this build has no
-// MPI.
-std::unique_ptr<Comm> make_comm(double timeout_seconds = 600);
+// The ranks that mpirun or srun started with this process, or this one alone. An Error where many were
+// started but this build has no MPI.
+std::unique_ptr<Comm> make_comm();
+int processes_started();  // as the launcher's environment has it
 
 }  // namespace llatte

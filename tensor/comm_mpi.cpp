@@ -4,6 +4,7 @@
 // ever.
 #include <mpi.h>
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <deque>
@@ -45,8 +46,7 @@ void check_tensor(const char* op, const Tensor& t, bool sums) {
 
 class Mpi final : public Comm {
  public:
-  Mpi(double timeout_seconds, int64_t piece)
-      : timeout_(timeout_seconds), piece_(piece), thread_([this] { own_mpi(); }) {
+  explicit Mpi(int64_t piece) : piece_(piece), thread_([this] { own_mpi(); }) {
     try {
       enqueue([this] { start(); }).get();
     } catch (...) {
@@ -104,9 +104,13 @@ class Mpi final : public Comm {
         [this] { finish_call("barrier", [](MPI_Request* r) { return MPI_Ibarrier(MPI_COMM_WORLD, r); }); });
   }
 
-  void end_all() override {
-    MPI_Abort(MPI_COMM_WORLD, 1);
-    std::_Exit(1);
+  void set_timeout(double seconds) override { timeout_ = seconds; }
+
+  // What waits for others gives up; if MPI itself hangs, the launcher sees this process's exit code.
+  [[noreturn]] void end_all(int exit_code) override {
+    ending_ = true;
+    enqueue([exit_code] { MPI_Abort(MPI_COMM_WORLD, exit_code); }).wait_for(std::chrono::seconds(2));
+    std::_Exit(exit_code);
   }
 
  private:
@@ -166,16 +170,45 @@ class Mpi final : public Comm {
   void finish_call(const char* what, const Call& call) {
     MPI_Request request;
     check(call(&request), what);
-    const auto deadline = Clock::now() + std::chrono::duration<double>(timeout_);
+    const double timeout = timeout_;
+    const auto deadline = Clock::now() + std::chrono::duration<double>(timeout);
     auto nap = std::chrono::microseconds(0);
     for (int done = 0;;) {
       check(MPI_Test(&request, &done, MPI_STATUS_IGNORE), what);
       if (done) return;
-      LLATTE_CHECK(Clock::now() < deadline, what, ": rank ", rank_, " has waited ", timeout_,
-                   " s for the others; one of them hangs or is gone");
+      LLATTE_CHECK(!ending_, what, ": not finished, all ranks are being ended");
+      LLATTE_CHECK(Clock::now() < deadline, what, ": ", timeout, " s were not enough for ", absent_ranks(),
+                   "; see what holds it up there, or raise parallelism.timeout_s");
       std::this_thread::sleep_for(nap);  // 0: lets another thread run
       nap = std::min(nap + std::chrono::microseconds(5), std::chrono::microseconds(200));
     }
+  }
+
+  // The ranks that do not wait as this one does: after a time-out each that waits says so to all others.
+  std::string absent_ranks() {
+    constexpr int kWaiting = 1;
+    const auto n = static_cast<size_t>(size_);
+    std::vector<MPI_Request> said(n, MPI_REQUEST_NULL), heard(n, MPI_REQUEST_NULL);
+    for (int r = 0; r < size_; ++r)
+      if (r != rank_) {
+        const auto i = static_cast<size_t>(r);
+        MPI_Irecv(nullptr, 0, MPI_BYTE, r, kWaiting, MPI_COMM_WORLD, &heard[i]);
+        MPI_Isend(nullptr, 0, MPI_BYTE, r, kWaiting, MPI_COMM_WORLD, &said[i]);
+      }
+    std::vector<int> here(n, 0);
+    int all = 0;
+    for (const auto until = Clock::now() + kPatience; !all && Clock::now() < until;) {
+      all = 1;
+      for (size_t r = 0; r < n; ++r) {
+        if (!here[r]) MPI_Test(&heard[r], &here[r], MPI_STATUS_IGNORE);
+        all = all && here[r];
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    std::string absent;
+    for (size_t r = 0; r < n; ++r)
+      if (!here[r]) absent += str(absent.empty() ? "rank " : ", rank ", r);
+    return absent.empty() ? "the network between the ranks" : absent;
   }
 
   // call(first element, how many, request) for all n.
@@ -226,7 +259,9 @@ class Mpi final : public Comm {
                  " ", name(all.dtype()));
   }
 
-  const double timeout_;
+  static constexpr auto kPatience = std::chrono::seconds(3);
+  std::atomic<double> timeout_{600};
+  std::atomic<bool> ending_{false};
   const int64_t piece_;  // elements of one call: MPI counts in int
   int rank_ = 0, size_ = 1, local_rank_ = 0, local_size_ = 1;
   std::mutex mutex_;  // of queue_ and finishing_
@@ -238,8 +273,6 @@ class Mpi final : public Comm {
 
 }  // namespace
 
-std::unique_ptr<Comm> make_mpi_comm(double timeout_seconds, int64_t piece) {
-  return std::make_unique<Mpi>(timeout_seconds, piece);
-}
+std::unique_ptr<Comm> make_mpi_comm(int64_t piece) { return std::make_unique<Mpi>(piece); }
 
 }  // namespace llatte

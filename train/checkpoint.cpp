@@ -17,19 +17,6 @@ namespace fs = std::filesystem;
 using json = nlohmann::ordered_json;
 constexpr const char* kTemporary = ".writing-";  // prefix of folders that are not finished
 
-// A 64-bit checksum of a file, taken 8 bytes at a time (multiply and xor-shift): it guards against disks and
-// cables, not against people.
-uint64_t checksum(std::span<const std::byte> bytes) {
-  uint64_t h = 0x9e3779b97f4a7c15ull ^ bytes.size();
-  for (size_t i = 0; i < bytes.size(); i += 8) {
-    uint64_t word = 0;
-    std::memcpy(&word, bytes.data() + i, std::min<size_t>(8, bytes.size() - i));
-    h = (h ^ word) * 0xff51afd7ed558ccdull;
-    h ^= h >> 32;
-  }
-  return h;
-}
-
 json describe(const fs::path& file) {
   const MappedFile m = map_file(file);
   return {{"bytes", m.bytes.size()}, {"checksum", str(std::hex, checksum(m.bytes))}};

@@ -193,6 +193,7 @@ TrainConfig load_train_config(const std::filesystem::path& file, const std::vect
   TrainConfig c;
   c.file = file.string();
   apply(settings, c);
+  c.ranks = c.processes.value_or(1);
   for (const auto& [path, s] : settings) c.settings[path] = shown(s.value);
   fill_defaults(settings, c);
   read_latent(c);
@@ -231,10 +232,11 @@ void check_mla_keys(const TrainConfig& c, const MlaConfig& loaded, const std::st
 
 }  // namespace
 
-void TrainConfig::check_processes(int64_t running) const {
+void TrainConfig::run_on(int64_t running) {
   LLATTE_CHECK(!processes || *processes == running, file, ": parallelism.dp is ", *processes, ", but ",
                running, running == 1 ? " process is" : " processes are", " running; start ", *processes,
                ", or set parallelism.dp=", running);
+  ranks = running;
 }
 
 void check_model_keys(const TrainConfig& c, const LlamaConfig& loaded, const std::string& path) {

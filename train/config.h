@@ -52,7 +52,8 @@ struct TrainConfig {
   DType dtype = DType::f32;
   double init_std = 0.02;
   std::string init_path;
-  std::optional<int64_t> processes;  // parallelism.dp: how many the config was written for
+  std::optional<int64_t> processes;  // parallelism.dp: how many ranks the config was written for
+  double timeout_s = 600;            // how long a rank waits for the others before it takes them for dead
   bool recompute_layer = false, freeze_non_attn = false, freeze_embedding = false;
 
   CheckpointConfig checkpoints;
@@ -66,7 +67,9 @@ struct TrainConfig {
   std::string val_dataset;
   std::optional<int64_t> patience;
 
-  Device device = Device::cpu;  // not in the YAML: --device
+  // Not in the YAML: --device, and how many are running (until run_on(): as many as it was written for).
+  Device device = Device::cpu;
+  int64_t ranks = 1;
 
   std::optional<Distill> distill;  // none: the loss is the cross-entropy
 
@@ -75,9 +78,9 @@ struct TrainConfig {
 
   std::string start_weights() const { return checkpoints.start.empty() ? init_path : checkpoints.start; }
   bool validates() const { return val_interval > 0 && !val_dataset.empty(); }
-  int64_t samples_per_step() const { return micro_batch * accumulation; }
-  // Throws unless that many are running: with others, a step would hold other tokens.
-  void check_processes(int64_t running) const;
+  int64_t samples_per_step() const { return micro_batch * accumulation * ranks; }  // of all ranks
+  // Throws if it was written for another number: a step would hold other tokens.
+  void run_on(int64_t running);
   int64_t tokens_per_step() const { return samples_per_step() * sequence_length; }
 };
 

@@ -63,11 +63,12 @@ TrainPlan make_plan(const TrainConfig& c, const LlamaConfig& m, const LlamaConfi
   const int64_t rows = c.micro_batch * c.sequence_length, L = m.num_hidden_layers;
   p.parameters = param_count(m);
   p.trained_parameters = trained_parameters(c, m);
-  p.tokens_per_step = c.tokens_per_step() * c.processes.value_or(1);
+  p.tokens_per_step = c.tokens_per_step();
   p.total_tokens = p.tokens_per_step * c.train_steps;
   p.weight_bytes = p.parameters * width;
   p.gradient_bytes = p.trained_parameters * 4;
   p.optimizer_bytes = p.trained_parameters * (c.dtype == DType::bf16 ? 12 : 8);
+  if (c.adamw.zero_stage == 1) p.optimizer_bytes /= c.ranks;
   const int64_t kept = c.recompute_layer ? L * m.hidden_size + block_elements(m, 0) : all_block_elements(m);
   p.activation_bytes = rows * (kept + 2 * m.hidden_size) * width;
   if (teacher) p.teacher_bytes = param_count(*teacher) * width;
@@ -85,11 +86,11 @@ std::string describe_plan(const TrainConfig& c, const LlamaConfig& m, const Llam
      << m.vocab_size << ")\n"
      << attention_line(m) << "tokens:   " << p.tokens_per_step << " per step (" << c.micro_batch
      << " sequences of " << c.sequence_length << ", accumulated " << c.accumulation << " times"
-     << (c.processes ? str(", on ", *c.processes, *c.processes == 1 ? " process" : " processes") : "")
-     << "), " << p.total_tokens << " in all\n"
-     << "memory:   about " << mib(p.total_bytes()) << ": weights " << mib(p.weight_bytes) << ", gradients "
-     << mib(p.gradient_bytes) << ", optimizer " << mib(p.optimizer_bytes) << ", activations "
-     << mib(p.activation_bytes) << (c.recompute_layer ? " (recomputed layer by layer)" : "");
+     << (c.ranks > 1 ? str(", on ", c.ranks, " ranks") : "") << "), " << p.total_tokens << " in all\n"
+     << (c.ranks > 1 ? "memory:   a rank takes about " : "memory:   about ") << mib(p.total_bytes())
+     << ": weights " << mib(p.weight_bytes) << ", gradients " << mib(p.gradient_bytes) << ", optimizer "
+     << mib(p.optimizer_bytes) << ", activations " << mib(p.activation_bytes)
+     << (c.recompute_layer ? " (recomputed layer by layer)" : "");
   if (teacher) os << ", teacher " << mib(p.teacher_bytes);
   os << '\n' << schedule_lines(c.schedule);
   return os.str();

@@ -68,8 +68,8 @@ void MetricsFile::append(const StepRecord& r) {
 
 void MetricsFile::sync() { fsync_path(path_); }
 
-Progress::Progress(int64_t total_steps, int64_t interval)
-    : total_(total_steps), interval_(interval), terminal_(isatty(STDERR_FILENO)) {}
+Progress::Progress(int64_t total_steps, int64_t interval, bool quiet)
+    : total_(total_steps), interval_(interval), quiet_(quiet), terminal_(isatty(STDERR_FILENO)) {}
 
 Progress::~Progress() {
   if (line_open_) std::fputc('\n', stderr);
@@ -78,7 +78,7 @@ Progress::~Progress() {
 void Progress::step(const StepRecord& r) {
   // The first steps warm caches up, so the mean forgets quickly.
   mean_ms_ = seen_++ == 0 ? r.step_ms : 0.9 * mean_ms_ + 0.1 * r.step_ms;
-  if (!terminal_ && r.step % interval_ != 0 && r.step != total_ && !r.val_loss) return;
+  if (quiet_ || (!terminal_ && r.step % interval_ != 0 && r.step != total_ && !r.val_loss)) return;
   char text[200];
   int n = std::snprintf(text, sizeof text,
                         "step %lld/%lld  loss %.4f  lr %.3g  grad %.3g  %.0f tokens/s  left %s",
@@ -92,6 +92,7 @@ void Progress::step(const StepRecord& r) {
 }
 
 void Progress::note(const std::string& sentence) {
+  if (quiet_) return;
   std::fprintf(stderr, "%s%s\n", line_open_ ? "\n" : "", sentence.c_str());
   line_open_ = false;
 }

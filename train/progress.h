@@ -37,7 +37,8 @@ class MetricsFile {
 
 class Progress {
  public:
-  Progress(int64_t total_steps, int64_t interval);
+  // quiet: says nothing, for all ranks but the first.
+  Progress(int64_t total_steps, int64_t interval, bool quiet);
   ~Progress();
   void step(const StepRecord& r);
   void note(const std::string& sentence);  // a line of its own
@@ -45,7 +46,7 @@ class Progress {
  private:
   int64_t total_, interval_, seen_ = 0;
   double mean_ms_ = 0;
-  bool terminal_, line_open_ = false;
+  bool quiet_, terminal_, line_open_ = false;
 };
 
 }  // namespace llatte

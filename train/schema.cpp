@@ -304,7 +304,11 @@ void model_rules(std::vector<KeyRule>& t) {
   });
   add(t, "model.init_method.std", real(REAL(init_std)));
   add(t, "model.init_method.path", or_null(text(TEXT(init_path))));
-  accept(t, "model.ddp_bucket_cap_mb", any_whole);
+  add(t, "model.ddp_bucket_cap_mb", [](TrainConfig& c, const KeyValue& kv) {
+    const int64_t mib = whole_value(kv, 1);
+    if (mib > 1 << 20) kv.refuse("it is in MiB; 25 is usual");
+    c.adamw.bucket_bytes = mib << 20;
+  });
   add(t, "model.make_vocab_size_divisible_by", only(1, "set vocab_size itself; padding it is not supported"));
   model_config_rules(t);
 }
@@ -337,10 +341,10 @@ void optimizer_rules(std::vector<KeyRule>& t) {
   add(t, factory + "adam_eps", real(REAL(adamw.eps)));
   accept(t, factory + "torch_adam_is_fused", any_flag);
   add(t, "optimizer.weight_decay", real(REAL(adamw.weight_decay)));
-  add(t, "optimizer.zero_stage", [](TrainConfig&, const KeyValue& kv) {
+  add(t, "optimizer.zero_stage", [](TrainConfig& c, const KeyValue& kv) {
     const int64_t stage = whole_value(kv, 0);
-    if (stage == 1) kv.refuse("sharding the optimizer over ranks is not built yet; use 0");
     if (stage > 1) kv.refuse("choose 0 or 1");
+    c.adamw.zero_stage = static_cast<int>(stage);
   });
   add(t, "optimizer.freeze_non_attn", flag(FLAG(freeze_non_attn)));
   add(t, "optimizer.freeze_embedding", flag(FLAG(freeze_embedding)));
@@ -349,6 +353,7 @@ void optimizer_rules(std::vector<KeyRule>& t) {
 void parallelism_rules(std::vector<KeyRule>& t) {
   const std::string at = "parallelism.";
   add(t, at + "dp", or_null(whole(OPT_INT(processes), 1)));
+  add(t, at + "timeout_s", real(REAL(timeout_s), 1));
   for (const char* k : {"tp", "pp", "expert_parallel_size"})
     add(t, at + k, or_null(only(1, "a model is not split over processes here; use 1")));
   add(t, at + "recompute_layer", flag(FLAG(recompute_layer)));

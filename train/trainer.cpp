@@ -3,6 +3,7 @@
 #include <cmath>
 #include "models/checkpoint.h"
 #include "models/hf.h"
+#include "train/ranks.h"
 #include "train/start_model.h"
 
 namespace llatte {
@@ -11,11 +12,13 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
+constexpr int64_t kCheckWeights = 100;  // steps from one look at all ranks' weights to the next
+
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-void check_finite(const char* what, double value, int64_t step, double lr) {
+void check_finite(const std::string& what, double value, int64_t step, double lr) {
   LLATTE_CHECK(
       std::isfinite(value), "step ", step, ": the ", what, " is ", value, " at learning rate ", lr,
       "; nothing was updated and the last checkpoint stays: lower "
@@ -55,17 +58,25 @@ std::string changed_settings(const std::map<std::string, std::string>& before,
 
 }  // namespace
 
-Trainer::Trainer(TrainConfig config, const std::string& resume)
-    : config_(std::move(config)), progress_(config_.train_steps, config_.log_interval) {
-  config_.check_processes(1);
+Trainer::Trainer(TrainConfig config, const std::string& resume, Comm& comm)
+    : comm_(comm),
+      config_(std::move(config)),
+      progress_(config_.train_steps, config_.log_interval, comm.rank() > 0) {
+  config_.run_on(comm.size());
+  comm.set_timeout(config_.timeout_s);
   const fs::path run = config_.checkpoints.folder;
   if (const auto checkpoint = resume_point(config_, resume, progress_)) start_from(*checkpoint);
   else start_fresh();
   open_teacher();
-  fs::create_directories(run);
-  lock_ = std::make_unique<FolderLock>(run);
-  remove_temporary_folders(run);
-  open_data();
+  share_weights(*model_, comm_);
+  check_same_weights(*model_, comm_);
+  if (comm_.rank() == 0) {
+    fs::create_directories(run);
+    lock_ = std::make_unique<FolderLock>(run);
+    remove_temporary_folders(run);
+  }
+  rank_0_first(comm_, [&] { open_data(); });
+  if (comm_.rank() > 0) return;
   metrics_ = std::make_unique<MetricsFile>(run / "metrics.jsonl", state_.step);
   events_ = std::make_unique<TfEventWriter>(run);
 }
@@ -76,34 +87,36 @@ StepRecord Trainer::step() {
   enter_stage();
   const double lr = config_.schedule.at(state_.step - state_.schedule_start);
   StepRecord r;
+  r.lr = lr;
   std::vector<LossParts> parts;
   for (int64_t i = 0; i < config_.accumulation; ++i) parts.push_back(micro_batch(i));
   // A loss that is not finite makes a norm that is not, with which nothing is updated: so the losses may be
   // read last, and a device is waited for once.
   r.grad_norm = optimizer_->step(lr);
-  for (const LossParts& p : parts) add_share(p, r);
-  check_finite("loss", r.loss, state_.step + 1, lr);
+  add_up(parts, r);
   check_finite("gradient norm", r.grad_norm, state_.step + 1, lr);
 
   state_.step += 1;
+  if (state_.step % kCheckWeights == 0) check_same_weights(*model_, comm_);
   state_.samples += config_.samples_per_step();
   state_.stage_samples += config_.samples_per_step();
   state_.tokens += config_.tokens_per_step();
   const double seconds = seconds_since(start);
-  r.step = state_.step, r.lr = lr, r.tokens = state_.tokens;
+  r.step = state_.step, r.tokens = state_.tokens;
   r.tokens_per_s = double(config_.tokens_per_step()) / seconds;
   r.step_ms = seconds * 1000, r.rss_bytes = resident_bytes();
   return r;
 }
 
 // Forward and backward of micro-batch `index` of this step. The loss is a mean over its tokens, the gradients
-// a mean over all micro-batches: hence the cotangent 1 / accumulation.
+// a mean over the micro-batches of all ranks: hence the cotangent. Ranks take micro-batches in turn.
 Trainer::LossParts Trainer::micro_batch(int64_t index) {
-  const int64_t first = state_.stage_samples + index * config_.micro_batch;
-  const Batch batch = stages_[static_cast<size_t>(state_.stage)]->batch(first, config_.micro_batch);
+  const int64_t B = config_.micro_batch, stride = B * config_.ranks;
+  const int64_t first = state_.stage_samples + index * stride + comm_.rank() * B;
+  const Batch batch = stages_[static_cast<size_t>(state_.stage)]->batch(first, B, stride);
   const DistillLoss d = loss_of(batch);
-  const double share = 1.0 / double(config_.accumulation);
-  backward(d.loss, Tensor::full({}, share, d.loss.value.dtype(), d.loss.value.device()));
+  if (index == config_.accumulation - 1) optimizer_->expect_last_backward();
+  backward(d.loss, Tensor::full({}, share(), d.loss.value.dtype(), d.loss.value.device()));
   return {d.loss.value, d.kl, d.ce};
 }
 
@@ -113,10 +126,20 @@ DistillLoss Trainer::loss_of(const Batch& batch) {
   return distill_loss(*model_, *teacher_, batch.tokens, batch.targets, config_.distill->rule);
 }
 
-void Trainer::add_share(const LossParts& p, StepRecord& r) const {
-  const auto share = [&](const Tensor& t) { return t.item() / double(config_.accumulation); };
-  r.loss += share(p.loss);
-  if (p.kl.defined()) r.kl = r.kl.value_or(0) + share(p.kl), r.ce = r.ce.value_or(0) + share(p.ce);
+// The loss of the step, and where there is a teacher its parts, from the micro-batches of all ranks.
+void Trainer::add_up(const std::vector<LossParts>& parts, StepRecord& r) const {
+  double loss = 0, kl = 0, ce = 0;
+  for (const LossParts& p : parts) {
+    loss += p.loss.item() * share();
+    if (p.kl.defined()) kl += p.kl.item() * share(), ce += p.ce.item() * share();
+  }
+  if (teacher_) r.kl = 0, r.ce = 0;
+  const auto all = of_all_ranks({loss, kl, ce}, comm_);
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    check_finite(all.size() > 1 ? str("loss of rank ", rank) : "loss", all[rank][0], state_.step + 1, r.lr);
+    r.loss += all[rank][0];
+    if (teacher_) *r.kl += all[rank][1], *r.ce += all[rank][2];
+  }
 }
 
 // A stage serves the steps from its start_training_step (counted from 1) on, beginning with its first sample.
@@ -134,7 +157,8 @@ TrainSummary Trainer::run(const std::atomic<bool>& stop) {
   const Clock::time_point start = Clock::now();
   std::optional<StepRecord> last;
   if (state_.step == 0 && config_.checkpoints.save_initial && checkpoint_.empty()) save();
-  while (state_.step < config_.train_steps && !out_of_patience() && !stop) {
+  bool stopping = false;  // agreed upon: a signal reaches ranks at different times
+  while (state_.step < config_.train_steps && !out_of_patience() && !(stopping = any_rank(stop, comm_))) {
     last = step();
     record_validation(*last);
     record(*last);
@@ -142,11 +166,13 @@ TrainSummary Trainer::run(const std::atomic<bool>& stop) {
   }
   const bool finished = state_.step >= config_.train_steps;
   const std::string here = (config_.checkpoints.folder / std::to_string(state_.step)).string();
-  const bool wanted = config_.checkpoints.save_final || (stop && !finished);
+  const bool wanted = config_.checkpoints.save_final || (stopping && !finished);
   if (last && wanted && checkpoint_ != here) save();
   TrainSummary s{state_.step,
                  state_.tokens,
-                 finished ? "finished" : stop ? "stopped" : "no improvement",
+                 finished   ? "finished"
+                 : stopping ? "stopped"
+                            : "no improvement",
                  {},
                  {},
                  {},
@@ -159,6 +185,7 @@ TrainSummary Trainer::run(const std::atomic<bool>& stop) {
 
 // metrics.jsonl is the record; TensorBoard's file is drawn from the same numbers.
 void Trainer::record(const StepRecord& r) {
+  if (comm_.rank() > 0) return;
   metrics_->append(r);
   const std::pair<const char*, double> scalars[] = {
       {"loss", r.loss}, {"lr", r.lr}, {"grad_norm", r.grad_norm}, {"tokens_per_s", r.tokens_per_s}};
@@ -170,11 +197,15 @@ void Trainer::record(const StepRecord& r) {
 }
 
 void Trainer::save() {
+  const fs::path& run = config_.checkpoints.folder;
+  checkpoint_ = (run / std::to_string(state_.step)).string();
+  if (comm_.rank() > 0) {  // gives what it keeps of the optimizer's state
+    for (const OptimizerTensor& t : optimizer_->state()) t.get();
+    return;
+  }
   metrics_->sync();  // a checkpoint counts on the lines of its steps
-  save_checkpoint(config_.checkpoints.folder, *model_, *optimizer_, state_, tokenizer_.json);
-  checkpoint_ = (config_.checkpoints.folder / std::to_string(state_.step)).string();
-  if (config_.checkpoints.keep_last)
-    remove_old_checkpoints(config_.checkpoints.folder, *config_.checkpoints.keep_last);
+  save_checkpoint(run, *model_, *optimizer_, state_, tokenizer_.json);
+  if (config_.checkpoints.keep_last) remove_old_checkpoints(run, *config_.checkpoints.keep_last);
 }
 
 // ---- validation
@@ -188,11 +219,11 @@ void Trainer::record_validation(StepRecord& r) {
   if (!(*r.val_loss < state_.best_val_loss)) return;
   state_.best_val_loss = *r.val_loss;
   state_.validations_since_best = 0;
-  save_best(config_.checkpoints.folder, *model_, tokenizer_.json);
+  if (comm_.rank() == 0) save_best(config_.checkpoints.folder, *model_, tokenizer_.json);
 }
 
 // Whole, non-overlapping windows of sequence_length tokens, each predicting all but its first: what
-// `eval ppl --window` measures.
+// `eval ppl --window` measures. Ranks take batches in turn.
 double Trainer::validate() {
   const NoGrad off;
   const int64_t T = config_.sequence_length;
@@ -202,16 +233,19 @@ double Trainer::validate() {
     for (int64_t w = 0; w < file.size() / T && (config_.val_batches == 0 || batches < config_.val_batches);
          ++batches) {
       const int64_t B = std::min(config_.micro_batch, file.size() / T - w);
+      const int64_t first = w;
+      windows += B, w += B;
+      if (batches % comm_.size() != comm_.rank()) continue;
       Tensor tokens = Tensor::empty({B, T}, DType::i32), targets = Tensor::full({B, T}, -100, DType::i32);
       for (int64_t b = 0; b < B; ++b) {
-        file.copy((w + b) * T, T, tokens.data<int32_t>() + b * T);
-        file.copy((w + b) * T + 1, T - 1, targets.data<int32_t>() + b * T);
+        file.copy((first + b) * T, T, tokens.data<int32_t>() + b * T);
+        file.copy((first + b) * T + 1, T - 1, targets.data<int32_t>() + b * T);
       }
       sum += model_->loss(tokens, targets).value.item() * double(B);
-      windows += B;
-      w += B;
     }
-  return sum / double(windows);
+  double all = 0;
+  for (const std::vector<double>& of_rank : of_all_ranks({sum}, comm_)) all += of_rank[0];
+  return all / double(windows);
 }
 
 bool Trainer::out_of_patience() const {
@@ -279,8 +313,8 @@ void Trainer::open_teacher() {
 void Trainer::make_optimizer() {
   model_->to(config_.device);
   model_->set_recompute(config_.recompute_layer);
-  optimizer_ = std::make_unique<AdamW>(*model_, config_.adamw,
-                                       [&](const std::string& name) { return is_trained(config_, name); });
+  const auto trains = [&](const std::string& name) { return is_trained(config_, name); };
+  optimizer_ = std::make_unique<AdamW>(*model_, config_.adamw, trains, &comm_);
 }
 
 void Trainer::open_data() {

@@ -9,7 +9,7 @@
 
 #ifdef LLATTE_MPI
 namespace llatte {
-std::unique_ptr<Comm> make_mpi_comm(double timeout_seconds, int64_t piece);
+std::unique_ptr<Comm> make_mpi_comm(int64_t piece);
 }
 #endif
 
@@ -127,9 +127,9 @@ int main(int argc, char** argv) {
 #ifdef LLATTE_MPI
   // By pieces of 10 elements, so that all that is longer is cut.
   const bool pieces = argc > 1 && std::string(argv[1]) == "pieces";
-  comm = pieces ? make_mpi_comm(60, 10) : make_comm(60);
+  comm = pieces ? make_mpi_comm(10) : make_comm();
 #else
-  comm = make_comm(60);
+  comm = make_comm();
 #endif
   const int failed = context.run();
   comm.reset();

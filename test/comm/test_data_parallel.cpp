@@ -160,7 +160,7 @@ TEST_CASE("state that was saved on any number of ranks continues on any") {
 
 int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
-  comm = make_comm(60);
+  comm = make_comm();
   const int failed = context.run();
   comm.reset();
   return failed;

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""Many processes as their users meet them: mpirun -np N train, on any number of ranks, killed, stopped and resumed.
+
+usage: test_ranks.py APPS_FOLDER   (from the repository root; Python's standard library and mpirun)
+"""
+import os
+import random
+import signal
+import subprocess
+import time
+import unittest
+
+import test_train
+from test_train import Run
+
+# Open MPI's names; others ignore them. A core for a rank: this may run on two cores, with other tests.
+ENV = dict(test_train.ENV, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+           OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none", ASAN_OPTIONS="detect_leaks=0")
+BATCHES = 12  # micro-batches of a step, whatever the number of ranks: 1, 2, 3 and 4 divide it
+STEPS = 12
+
+
+class RanksRun(Run):
+    def ranks_command(self, ranks, *more):
+        return ["mpirun", "-np", str(ranks), *self.command(
+            "tokens.micro_batch_size=1", "tokens.batch_accumulation_per_replica=%d" % (BATCHES // ranks),
+            "tokens.train_steps=%d" % STEPS, "model.ddp_bucket_cap_mb=1", *more)]
+
+    def start(self, ranks, *more):
+        # A group of its own, so that all of it can be killed at once.
+        return subprocess.Popen(self.ranks_command(ranks, *more), env=ENV, stderr=subprocess.PIPE, text=True,
+                                stdout=subprocess.PIPE, start_new_session=True)
+
+    def train_on(self, ranks, *more, code=0):
+        p = self.start(ranks, *more)
+        out, err = p.communicate(timeout=120)
+        assert (p.returncode != 0) == bool(code), "exit %d: %s" % (p.returncode, err)
+        return out, err
+
+    def recorded(self):
+        try:
+            return self.bytes_of("metrics.jsonl").count(b"\n")
+        except OSError:
+            return 0
+
+    def ranks_pids(self):
+        """Of this run's processes, by rank."""
+        found = {}
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                words = open("/proc/%s/cmdline" % pid).read().split("\0")
+                environment = open("/proc/%s/environ" % pid).read().split("\0")
+            except OSError:
+                continue
+            if words[0] == test_train.TRAIN and any(self.folder in w for w in words):
+                found.update((int(e.split("=")[1]), int(pid)) for e in environment if e.startswith("OMPI_COMM_WORLD_RANK="))
+        return found
+
+
+class RanksTest(unittest.TestCase):
+    def run_folder(self):
+        run = RanksRun()
+        self.addCleanup(test_train.shutil.rmtree, run.dir, ignore_errors=True)
+        return run
+
+    def whole(self, ranks, *more):
+        run = self.run_folder()
+        run.train_on(ranks, *more)
+        return run
+
+    # The same f32 gradients added up in another order, through twelve steps: far below 1e-5 of a loss of about 4.
+    def assert_near(self, run, want):
+        got = run.metrics()
+        self.assertEqual([m["step"] for m in got], [m["step"] for m in want])
+        for a, b in zip(got, want):
+            for key in ("loss", "grad_norm", "val_loss"):
+                if key in b:
+                    self.assertLessEqual(abs(a[key] - b[key]), 1e-5 * abs(b[key]), (key, a, b))
+            self.assertEqual(a["tokens"], b["tokens"])
+
+    def test_any_number_of_ranks_trains_the_same(self):
+        want = None
+        for ranks in (1, 2, 3, 4):
+            for stage in (0, 1):
+                run = self.run_folder()
+                run.train_on(ranks, "optimizer.zero_stage=%d" % stage, *run.validation(5))
+                want = want or run.metrics()
+                self.assert_near(run, want)
+                self.assertEqual(run.leftovers(), [])
+
+    def killed(self, ranks, after, whom, *more):
+        """Starts a run; when `after` steps are recorded, whom(run, mpirun) kills. False if it was over before."""
+        run = self.run_folder()
+        p = run.start(ranks, *more)
+        while p.poll() is None and run.recorded() < after:
+            time.sleep(0.001)
+        if p.poll() is None:
+            whom(run, p)
+        began = time.time()
+        err = p.communicate(timeout=60)[1]
+        return run, p.returncode, err, time.time() - began
+
+    def killed_and_resumed(self, rng, whom, *more):
+        """...and resumes it on another number of ranks, or on as many: the loss of the run that nothing disturbed."""
+        for i in range(20):
+            ranks, then = rng.sample((1, 2, 3, 4), 2) if i % 4 else (2, 2)
+            for _ in range(10):  # a busy machine may look away until the run is over
+                run, code, err, seconds = self.killed(ranks, rng.randrange(1, STEPS - 2), whom, *more)
+                if code != 0:
+                    break
+            self.assertNotEqual(code, 0)
+            self.assertLess(seconds, 10, err)
+            run.train_on(then, *more)
+            self.assert_near(run, self.want)
+            if ranks == then:
+                self.assertEqual(run.metrics(), self.want_2)
+            self.assertEqual(run.leftovers(), [])
+
+    def test_kill_9_of_a_rank(self):
+        rng = random.Random(8)
+        more = ["checkpoints.checkpoint_interval=3", "optimizer.zero_stage=1"]
+        self.want, self.want_2 = self.whole(1, *more).metrics(), self.whole(2, *more).metrics()
+
+        def a_rank(run, mpirun):
+            pids = run.ranks_pids()
+            if pids:
+                os.kill(pids[rng.choice(sorted(pids))], signal.SIGKILL)
+
+        self.killed_and_resumed(rng, a_rank, *more)
+
+    def test_kill_9_of_all_while_they_save(self):
+        more = ["checkpoints.checkpoint_interval=1", "optimizer.zero_stage=1"]
+        self.want, self.want_2 = self.whole(1, *more).metrics(), self.whole(2, *more).metrics()
+
+        def all_of_them(run, mpirun):
+            while mpirun.poll() is None and not run.leftovers():  # a checkpoint that is being written
+                pass
+            # mpirun gives each rank a group of its own.
+            for pid in [mpirun.pid, *run.ranks_pids().values()]:
+                os.kill(pid, signal.SIGKILL)
+
+        self.killed_and_resumed(random.Random(9), all_of_them, *more)
+
+    def test_a_rank_that_hangs_is_named(self):
+        def stop_rank_1(run, mpirun):
+            os.kill(run.ranks_pids()[1], signal.SIGSTOP)
+
+        run, code, err, seconds = self.killed(2, 2, stop_rank_1, "parallelism.timeout_s=2", "tokens.train_steps=100000")
+        self.assertNotEqual(code, 0)
+        self.assertLess(seconds, 10)
+        self.assertRegex(err, r"llatte-train: rank 0: .* 2 s were not enough for rank 1")
+
+    def test_a_loss_that_is_not_finite_ends_all_with_one_message(self):
+        run = self.run_folder()
+        err = run.train_on(2, "optimizer.learning_rate_scheduler.learning_rate=1e30", code=1)[1]
+        self.assertEqual(err.count("llatte-train:"), 1, err)
+        self.assertRegex(err, r"llatte-train: rank 0: step \d+: the (loss of rank \d|gradient norm) is -?(nan|inf)")
+
+    def test_what_all_ranks_find_wrong_is_said_once(self):
+        for wrong in ("parallelism.dp=3", "no.such.key=1", "tokens.train_steps"):
+            err = self.run_folder().train_on(2, wrong, code=1)[1]
+            self.assertEqual(err.count("llatte-train: rank"), 1, err)
+
+    def test_what_one_rank_finds_wrong_ends_all(self):
+        run = self.run_folder()
+        os.mkdir(run.folder)
+        os.chmod(run.folder, 0o755)
+        open(run.path("metrics.jsonl"), "w").close()
+        err = run.train_on(2, "--resume", "never", code=1)[1]
+        self.assertIn("has been trained in already", err)
+
+    def test_a_signal_to_mpirun_saves_on_all_ranks(self):
+        run = self.run_folder()
+        p = run.start(2, "tokens.train_steps=100000")
+        while p.poll() is None and run.recorded() < 2:
+            time.sleep(0.001)
+        p.send_signal(signal.SIGUSR1)
+        err = p.communicate(timeout=60)[1]
+        self.assertEqual(p.returncode, 0, err)
+        self.assertEqual(run.steps()[-1], run.metrics()[-1]["step"])
+        self.assertIn("stopped", err)
+
+    def test_other_programs_are_one_process(self):
+        p = subprocess.run(["mpirun", "-np", "2", os.path.join(test_train.APPS, "tokenize"), "--help"], env=ENV,
+                           capture_output=True, text=True)
+        self.assertNotEqual(p.returncode, 0)
+        self.assertIn("this program is one process, but 2 were started together", p.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
