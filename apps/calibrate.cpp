@@ -62,14 +62,15 @@ void say_progress(const Calibration& c, int64_t first, int64_t seq, Clock::time_
 }
 
 // Windows until none is left or a signal came.
-void run_windows(Calibration& c, const Options& o, const std::string& partial) {
+void run_windows(Calibration& c, const Options& o, const std::string& partial, Comm& comm) {
   const int64_t first = c.done();
   const Clock::time_point start = Clock::now();
   Clock::time_point said = start, saved = start;
-  while (c.done() < c.windows() && !stop_requested) {
+  while (c.done() < c.windows() && !any_rank(stop_requested, comm)) {
     c.add_window();
-    if (seconds_since(said) > kSayEvery) say_progress(c, first, o.seq, start), said = Clock::now();
-    if (seconds_since(saved) > kSaveEvery) c.save_partial(partial), saved = Clock::now();
+    if (seconds_since(said) > kSayEvery && comm.rank() == 0)
+      say_progress(c, first, o.seq, start), said = Clock::now();
+    if (any_rank(seconds_since(saved) > kSaveEvery, comm)) c.save_partial(partial), saved = Clock::now();
   }
 }
 
@@ -80,28 +81,31 @@ void check_target(const std::filesystem::path& out) {
                out.string(), " is no file that could be written; name one in a folder that exists");
 }
 
-void run(const App& app, const Options& o) {
+void run(App& app, const Options& o) {
   check_target(o.out);
   const std::string partial = o.out + ".partial";
   const auto model = o.model.load_model(app.device);
   const Tensor tokens_NT = read_windows(o, model->config());
   const int64_t N = tokens_NT.size(0);
-  if (N < o.samples) std::cerr << "calibrate: the data has " << N << " whole windows, all are used\n";
-  Calibration c(*model, tokens_NT, o.settings);
+  const bool speaks = app.comm().rank() == 0;
+  if (speaks && N < o.samples)
+    std::cerr << "calibrate: the data has " << N << " whole windows, all are used\n";
+  Calibration c(*model, tokens_NT, o.settings, &app.comm());
   const bool resumed = std::filesystem::exists(partial);
   if (resumed) c.resume(partial);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
-  std::cerr << "calibrate: " << N << " windows of " << o.seq << " tokens"
-            << (resumed ? str(", going on after window ", c.done()) : "") << std::endl;
-  run_windows(c, o, partial);
+  if (speaks)
+    std::cerr << "calibrate: " << N << " windows of " << o.seq << " tokens"
+              << (resumed ? str(", going on after window ", c.done()) : "") << std::endl;
+  run_windows(c, o, partial, app.comm());
   if (c.done() < N) {
     c.save_partial(partial);
     LLATTE_FAIL("interrupted after window ", c.done(), " of ", N, ", sums saved in ", partial,
                 "; the same command goes on from there");
   }
   c.write(o.out, o.score == "sum" ? ScoreKind::sum : ScoreKind::product);
-  std::filesystem::remove(partial);
+  if (speaks) std::filesystem::remove(partial);
   if (app.json) return app.print_json({{"windows", N}, {"tokens", N * o.seq}, {"out", o.out}});
   std::cout << o.out << ": scores" << (o.settings.covariance ? " and covariances" : "") << " of " << N
             << " windows of " << o.seq << " tokens\n";
@@ -139,5 +143,6 @@ int main(int argc, char** argv) {
       "calibrate model-hf --text book.txt --samples 64 --seq 512 --covariance --out calibration.safetensors");
   Options o;
   add_options(app.cli, o);
+  app.over_ranks();
   return app.run(argc, argv, [&] { run(app, o); });
 }

@@ -32,14 +32,21 @@ std::vector<int32_t> read_ids(const Options& o, const LlamaConfig& c) {
   return ids;
 }
 
-void ppl(const App& app, const Options& o) {
+ScoreSettings score_settings(App& app, EvalProgress& progress,
+                             std::optional<CacheType> cache = std::nullopt) {
+  ScoreSettings s{.cache = cache, .comm = &app.comm()};
+  if (app.comm().rank() == 0) s.progress = std::ref(progress);
+  return s;
+}
+
+void ppl(App& app, const Options& o) {
   const auto model = o.model.load_model(app.device);
   const std::vector<int32_t> ids = read_ids(o, model->config());
   const auto n = static_cast<int64_t>(ids.size());
   const auto windows = o.stride ? sliding_windows(n, o.window, o.stride, o.max_windows)
                                 : non_overlapping_windows(n, o.window, o.max_windows);
   EvalProgress progress("ppl");
-  const Perplexity p = perplexity(*model, ids, windows, 4096, std::ref(progress), o.cache.type());
+  const Perplexity p = perplexity(*model, ids, windows, score_settings(app, progress, o.cache.type()));
   const double rate = p.seconds > 0 ? static_cast<double>(p.tokens) / p.seconds : 0;
   const std::string kind = o.stride ? "sliding" : "non-overlapping";
   if (app.json) {
@@ -71,7 +78,7 @@ struct LmEval {
   int64_t positions;
 };
 
-void wikitext_metric(const App& app, const Options& o) {
+void wikitext_metric(App& app, const Options& o) {
   std::vector<std::string> pages = wikitext_pages(read_file(o.text));
   LLATTE_CHECK(!pages.empty(), o.text, " has no pages; give a wiki.*.raw file");
   if (o.max_pages && o.max_pages < static_cast<int64_t>(pages.size()))
@@ -79,7 +86,7 @@ void wikitext_metric(const App& app, const Options& o) {
   const LmEval e(app, o);
   const int64_t window = o.read_at_most ? o.read_at_most : std::min<int64_t>(2048, e.positions);
   EvalProgress progress("wikitext");
-  const Wikitext w = wikitext(*e.model, e.tokenizer, e.prefix, pages, window, std::ref(progress));
+  const Wikitext w = wikitext(*e.model, e.tokenizer, e.prefix, pages, window, score_settings(app, progress));
   if (app.json)
     return app.print_json({{"word_perplexity", w.word_perplexity},
                            {"byte_perplexity", w.byte_perplexity},
@@ -95,12 +102,13 @@ void wikitext_metric(const App& app, const Options& o) {
             << " tokens in windows of " << window << ")\n";
 }
 
-void choices(const App& app, const Options& o) {
+void choices(App& app, const Options& o) {
   const std::vector<ChoiceItem> items = read_choice_items(o.items);
   const LmEval e(app, o);
   EvalProgress progress("choices");
-  const Choices c = score_choices(*e.model, e.tokenizer, e.prefix, items,
-                                  o.read_at_most ? o.read_at_most : e.positions, std::ref(progress));
+  const Choices c =
+      score_choices(*e.model, e.tokenizer, e.prefix, items, o.read_at_most ? o.read_at_most : e.positions,
+                    score_settings(app, progress));
   if (!app.json) {
     std::cout << "acc " << c.acc << "  acc_norm " << c.acc_norm << "  (" << items.size() << " items)\n";
     return;
@@ -215,6 +223,7 @@ int main(int argc, char** argv) {
   App app("eval", "Perplexity, lm-eval's metrics, logits and gradients of a model.",
           "eval ppl MODEL --text wiki.test.raw --window 2048");
   Options o;
+  app.over_ranks();
   app.cli.require_subcommand(1);
   const CLI::App* sub_ppl = add_ppl(app, o);
   const CLI::App* sub_wikitext = add_wikitext(app, o);
@@ -225,6 +234,8 @@ int main(int argc, char** argv) {
     if (sub_ppl->parsed()) ppl(app, o);
     else if (sub_wikitext->parsed()) wikitext_metric(app, o);
     else if (sub_choices->parsed()) choices(app, o);
+    else if (app.comm().size() > 1)
+      throw UsageError("logits and grads are work for one process; leave mpirun out");
     else if (sub_logits->parsed()) logits(app, o);
     else grads(app, o);
   });

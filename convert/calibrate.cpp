@@ -96,18 +96,19 @@ Tensor of_window(const Tensor& x) {
 
 // The sums, and what the attention layers add to them.
 struct Calibration::Impl final : AttentionProbe {
-  Impl(Llama& m, const Tensor& tokens, const CalibrationSettings& s)
+  Impl(Llama& m, const Tensor& tokens, const CalibrationSettings& s, Comm* c)
       : model(m),
         settings(s),
+        comm(c),
         tokens_NT(tokens),
         weights(fingerprint(m)),
         q_LHP(Tensor::zeros({layers(), m.config().num_attention_heads, pairs()}, DType::f64)),
         k_LKP(Tensor::zeros({layers(), m.config().num_key_value_heads, pairs()}, DType::f64)) {
-    const LlamaConfig& c = m.config();
+    const LlamaConfig& shape = m.config();
     if (!s.covariance) return;
-    moments.emplace(layers(), c.hidden_size, c.num_key_value_heads * c.head_dim,
-                    c.num_attention_heads * c.head_dim, acc(), m.device());
-    rope = make_rope_table(rope_frequencies(c), tokens.size(1), acc(), m.device());
+    moments.emplace(layers(), shape.hidden_size, shape.num_key_value_heads * shape.head_dim,
+                    shape.num_attention_heads * shape.head_dim, acc(), m.device());
+    rope = make_rope_table(rope_frequencies(shape), tokens.size(1), acc(), m.device());
   }
 
   int64_t layers() const { return model.config().num_hidden_layers; }
@@ -137,25 +138,39 @@ struct Calibration::Impl final : AttentionProbe {
   }
 
   // The loss is summed over the tokens of the window, each with a label drawn from the model's own softmax.
-  void run_backward(const Tensor& tokens_1T) {
+  void run_backward(const Tensor& tokens_1T, int64_t window) {
     const OneLeaf only(model);
     const int64_t T = tokens_1T.size(1);
     const Var hidden_TD = reshape(model.hidden(tokens_1T), {T, model.config().hidden_size});
     const Tensor labels_T =
-        sampled_labels(model, hidden_TD.value, settings.seed, static_cast<uint64_t>(done));
+        sampled_labels(model, hidden_TD.value, settings.seed, static_cast<uint64_t>(window));
     const Var mean = linear_cross_entropy(hidden_TD, model.head_weight(), labels_T);
     backward(mean, Tensor::full(mean.shape(), static_cast<double>(T), mean.value.dtype(), model.device()));
   }
 
-  void run_window() {
+  void run_window(int64_t window) {
     const Probing probing(model, *this);
-    const Tensor tokens_1T = tokens_NT.slice(0, done, done + 1);
-    if (moments && done < gradient_windows()) run_backward(tokens_1T);
-    else {
-      const NoGrad off;
-      model.hidden(tokens_1T);
-    }
-    ++done;
+    const Tensor tokens_1T = tokens_NT.slice(0, window, window + 1);
+    if (moments && window < gradient_windows()) return run_backward(tokens_1T, window);
+    const NoGrad off;
+    model.hidden(tokens_1T);
+  }
+
+  // Rank r's next window is the r-th of those that are not done.
+  void run_windows() {
+    const int64_t N = tokens_NT.size(0), mine = done + (comm ? comm->rank() : 0);
+    if (mine < N) run_window(mine);
+    done = std::min(N, done + (comm ? comm->size() : 1));
+  }
+
+  bool speaks() const { return !comm || comm->rank() == 0; }
+
+  // A sum over all ranks; of one, t itself.
+  Tensor total(const Tensor& t) const {
+    if (!comm || comm->size() == 1) return t;
+    Tensor sum = t.device() == Device::cpu ? t.clone() : t.to(Device::cpu);
+    comm->all_reduce_sum(sum);
+    return sum;
   }
 
   static Tensor layer_of(const Tensor& x_LHP, int64_t layer) {
@@ -179,6 +194,7 @@ struct Calibration::Impl final : AttentionProbe {
 
   Llama& model;
   CalibrationSettings settings;
+  Comm* comm;  // null: one rank
   Tensor tokens_NT;
   std::string weights;  // their fingerprint
   int64_t done = 0;
@@ -204,9 +220,10 @@ void check(const Llama& model, const Tensor& tokens_NT, const CalibrationSetting
 
 }  // namespace
 
-Calibration::Calibration(Llama& model, const Tensor& tokens_NT, const CalibrationSettings& settings) {
+Calibration::Calibration(Llama& model, const Tensor& tokens_NT, const CalibrationSettings& settings,
+                         Comm* comm) {
   check(model, tokens_NT, settings);
-  impl_ = std::make_unique<Impl>(model, tokens_NT.contiguous(), settings);
+  impl_ = std::make_unique<Impl>(model, tokens_NT.contiguous(), settings, comm);
 }
 Calibration::~Calibration() = default;
 
@@ -215,14 +232,14 @@ int64_t Calibration::done() const { return impl_->done; }
 
 void Calibration::add_window() {
   LLATTE_CHECK(done() < windows(), "calibrate: all ", windows(), " windows are done");
-  impl_->run_window();
+  impl_->run_windows();
 }
 
 void Calibration::save_partial(const fs::path& file) const {
   std::vector<std::pair<std::string, Tensor>> sums{
       {"done", Tensor::full({}, static_cast<double>(done()), DType::i32)}};
-  impl_->each([&](const std::string& name, Tensor& t) { sums.emplace_back(name, t); });
-  write_safetensors(file, sums, impl_->origin());
+  impl_->each([&](const std::string& name, Tensor& t) { sums.emplace_back(name, impl_->total(t)); });
+  if (impl_->speaks()) write_safetensors(file, sums, impl_->origin());
 }
 
 void Calibration::resume(const fs::path& file) {
@@ -241,14 +258,16 @@ void Calibration::resume(const fs::path& file) {
     const Tensor sum = partial.read(name, t.dtype());
     LLATTE_CHECK(sum.shape() == t.shape(), file.string(), ": ", name, " is ", sum.shape(), ", expected ",
                  t.shape(), "; remove the file");
-    t.copy_from(sum);
+    if (impl_->speaks()) t.copy_from(sum);  // it is in the total once
   });
   impl_->done = windows_done;
 }
 
 void Calibration::write(const fs::path& file, ScoreKind kind) const {
   LLATTE_CHECK(done() == windows(), "calibrate: only ", done(), " of ", windows(), " windows are done");
-  const Impl& i = *impl_;
+  Impl& i = *impl_;
+  i.each([&](const std::string&, Tensor& t) { t = i.total(t).to(t.device()); });
+  if (!i.speaks()) return;
   const int64_t T = i.tokens_NT.size(1), tokens = windows() * T;
   const Tensor scores_LKP = two_norm_scores(i.q_LHP, i.k_LKP, tokens, kind);
   std::vector<TensorSource> out{{"tokens", DType::i32, i.tokens_NT.shape(), [&] { return i.tokens_NT; }},

@@ -5,11 +5,14 @@
 //   - sums are taken window by window, in order: a run that was interrupted and goes on from its partial file
 //     gives the same bits as one that was not
 //   - a partial file of another model, of other tokens or settings is refused
+//   - over R ranks, which call all functions alike, each takes every R-th window; a partial file goes on on
+//   any number of them
 #pragma once
 #include <filesystem>
 #include <memory>
 #include "convert/scores.h"
 #include "models/llama.h"
+#include "tensor/comm.h"
 
 namespace llatte {
 
@@ -22,11 +25,12 @@ struct CalibrationSettings {
 class Calibration {
  public:
   // tokens i32 [N,T]: N windows. The model must outlive this, and be ordinary grouped-query attention.
-  Calibration(Llama& model, const Tensor& tokens_NT, const CalibrationSettings& settings);
+  Calibration(Llama& model, const Tensor& tokens_NT, const CalibrationSettings& settings,
+              Comm* comm = nullptr);
   ~Calibration();
   int64_t windows() const;
-  int64_t done() const;
-  void add_window();  // the next one
+  int64_t done() const;  // by all ranks
+  void add_window();     // the next one of each rank
 
   void save_partial(const std::filesystem::path& file) const;
   void resume(const std::filesystem::path& file);

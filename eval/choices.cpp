@@ -106,13 +106,13 @@ ChoiceTokens encode_choice(const Tokenizer& tokenizer, int32_t prefix_token, con
 }
 
 Choices score_choices(Llama& model, const Tokenizer& tokenizer, int32_t prefix_token,
-                      const std::vector<ChoiceItem>& items, int64_t window, const ScoreProgress& progress) {
+                      const std::vector<ChoiceItem>& items, int64_t window, const ScoreSettings& s) {
   LLATTE_CHECK(!items.empty(), "choices: there are no items to score");
   const auto start = std::chrono::steady_clock::now();
   const std::vector<ChoiceTokens> encoded = encode_all(tokenizer, prefix_token, items, window);
   std::vector<ScoreRequest> requests;
   for (const ChoiceTokens& c : encoded) requests.push_back({c.tokens, c.scored});
-  const std::vector<double> lls = log_likelihoods(model, requests, 4096, progress);
+  const std::vector<double> lls = log_likelihoods(model, requests, s);
   Choices result;
   auto at = lls.begin();
   for (const ChoiceItem& item : items) {

@@ -45,7 +45,6 @@ struct Choices {
 
 // window: tokens the model reads at most.
 Choices score_choices(Llama& model, const Tokenizer& tokenizer, int32_t prefix_token,
-                      const std::vector<ChoiceItem>& items, int64_t window,
-                      const ScoreProgress& progress = nullptr);
+                      const std::vector<ChoiceItem>& items, int64_t window, const ScoreSettings& s = {});
 
 }  // namespace llatte

@@ -50,10 +50,10 @@ std::vector<ScoreRequest> requests_of(std::span<const int32_t> tokens,
 }
 
 Perplexity perplexity(Llama& model, std::span<const int32_t> tokens, const std::vector<EvalWindow>& windows,
-                      int64_t batch_tokens, const ScoreProgress& progress, std::optional<CacheType> cache) {
+                      const ScoreSettings& s) {
   const auto start = std::chrono::steady_clock::now();
   Perplexity p;
-  const auto lls = log_likelihoods(model, requests_of(tokens, windows), batch_tokens, progress, cache);
+  const auto lls = log_likelihoods(model, requests_of(tokens, windows), s);
   for (size_t i = 0; i < windows.size(); ++i) {
     const int64_t scored = windows[i].end - windows[i].scored;
     p.nll -= lls[i], p.tokens += scored;

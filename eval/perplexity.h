@@ -30,7 +30,6 @@ struct Perplexity {
 std::vector<ScoreRequest> requests_of(std::span<const int32_t> tokens,
                                       const std::vector<EvalWindow>& windows);
 Perplexity perplexity(Llama& model, std::span<const int32_t> tokens, const std::vector<EvalWindow>& windows,
-                      int64_t batch_tokens = 4096, const ScoreProgress& progress = nullptr,
-                      std::optional<CacheType> cache = std::nullopt);
+                      const ScoreSettings& s = {});
 
 }  // namespace llatte

@@ -69,6 +69,20 @@ std::vector<double> losses_of(Llama& model, Batch batch, std::optional<CacheType
   return numbers(model.losses(inputs_BT, targets_BT));
 }
 
+// Of the batch's requests, at their places behind `first`.
+void add_log_likelihoods(Llama& model, Batch batch, std::optional<CacheType> cache, const ScoreRequest* first,
+                         double* result) {
+  const std::vector<double> losses = losses_of(model, batch, cache);
+  auto at = losses.begin();
+  for (const ScoreRequest* r : batch) {
+    const double sum = std::accumulate(at, at + targets_of(*r), 0.0);
+    LLATTE_CHECK(std::isfinite(sum), "score: the loss of ", targets_of(*r), " tokens is ", sum,
+                 "; the model's weights or activations are not finite");
+    result[r - first] = -sum;
+    at += targets_of(*r);
+  }
+}
+
 std::vector<const ScoreRequest*> longest_first(const std::vector<ScoreRequest>& requests) {
   std::vector<const ScoreRequest*> order;
   for (const ScoreRequest& r : requests) order.push_back(&r);
@@ -80,31 +94,26 @@ std::vector<const ScoreRequest*> longest_first(const std::vector<ScoreRequest>& 
 }  // namespace
 
 std::vector<double> log_likelihoods(Llama& model, const std::vector<ScoreRequest>& requests,
-                                    int64_t batch_tokens, const ScoreProgress& progress,
-                                    std::optional<CacheType> cache) {
+                                    const ScoreSettings& s) {
   int64_t done = 0, total = 0;
   for (const ScoreRequest& r : requests) {
     check_request(r, model.config().vocab_size);
     total += inputs_of(r);
   }
   const auto order = longest_first(requests);
-  std::vector<double> result(requests.size());
-  for (Batch left(order); !left.empty();) {
-    const Batch batch = left.first(batch_size(left, batch_tokens));
-    const std::vector<double> losses = losses_of(model, batch, cache);
-    auto at = losses.begin();
-    for (const ScoreRequest* r : batch) {
-      const double sum = std::accumulate(at, at + targets_of(*r), 0.0);
-      LLATTE_CHECK(std::isfinite(sum), "score: the loss of ", targets_of(*r), " tokens is ", sum,
-                   "; the model's weights or activations are not finite");
-      result[static_cast<size_t>(r - requests.data())] = -sum;
-      at += targets_of(*r);
-      done += inputs_of(*r);
-    }
-    if (progress) progress(done, total);
+  const int64_t ranks = s.comm ? s.comm->size() : 1, rank = s.comm ? s.comm->rank() : 0;
+  Tensor result = Tensor::zeros({static_cast<int64_t>(requests.size())}, DType::f64);
+  int64_t turn = 0;
+  for (Batch left(order); !left.empty(); ++turn) {
+    const Batch batch = left.first(batch_size(left, s.batch_tokens));
     left = left.subspan(batch.size());
+    for (const ScoreRequest* r : batch) done += inputs_of(*r);
+    if (turn % ranks != rank) continue;
+    add_log_likelihoods(model, batch, s.cache, requests.data(), result.data<double>());
+    if (s.progress) s.progress(done, total);
   }
-  return result;
+  if (s.comm && !requests.empty()) s.comm->all_reduce_sum(result);  // zeros but for one rank: exact
+  return result.to_vector<double>();
 }
 
 }  // namespace llatte

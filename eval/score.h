@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 #include "models/llama.h"
+#include "tensor/comm.h"
 
 namespace llatte {
 
@@ -23,10 +24,15 @@ struct ScoreRequest {
 
 using ScoreProgress = std::function<void(int64_t done, int64_t total)>;  // tokens read so far, and in all
 
-// In the order of the requests. A batch reads `batch_tokens` tokens at most, or one request. An id outside
-// the vocabulary, and a result that is not finite, are Errors. `cache`: score by decoding through such a one.
+struct ScoreSettings {
+  int64_t batch_tokens = 4096;                    // that a batch reads at most, unless it is one request
+  std::optional<CacheType> cache = std::nullopt;  // score by decoding through such a one
+  Comm* comm = nullptr;                           // ranks that take batches in turn; each gets all results
+  ScoreProgress progress = nullptr;
+};
+
+// In the order of the requests. An id outside the vocabulary, and a result that is not finite, are Errors.
 std::vector<double> log_likelihoods(Llama& model, const std::vector<ScoreRequest>& requests,
-                                    int64_t batch_tokens = 4096, const ScoreProgress& progress = nullptr,
-                                    std::optional<CacheType> cache = std::nullopt);
+                                    const ScoreSettings& s = {});
 
 }  // namespace llatte

@@ -125,7 +125,7 @@ std::vector<EvalWindow> rolling_windows(int64_t n, int64_t window) {
 }
 
 Wikitext wikitext(Llama& model, const Tokenizer& tokenizer, int32_t prefix_token,
-                  const std::vector<std::string>& pages, int64_t window, const ScoreProgress& progress) {
+                  const std::vector<std::string>& pages, int64_t window, const ScoreSettings& s) {
   LLATTE_CHECK(!pages.empty(), "wikitext: the text has no pages; give a wiki.*.raw file");
   LLATTE_CHECK(window >= 1, "wikitext: a window of ", window, " tokens reads nothing; use 1 or more");
   const auto start = std::chrono::steady_clock::now();
@@ -139,7 +139,7 @@ Wikitext wikitext(Llama& model, const Tokenizer& tokenizer, int32_t prefix_token
     for (const ScoreRequest& r : requests_of(streams[p], rolling_windows(n, window)))
       requests.push_back(r), page_of.push_back(p);
   }
-  const std::vector<double> lls = log_likelihoods(model, requests, 4096, progress);
+  const std::vector<double> lls = log_likelihoods(model, requests, s);
   for (size_t i = 0; i < lls.size(); ++i) w.pages[page_of[i]].loglikelihood += lls[i];
   finish(w);
   w.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();

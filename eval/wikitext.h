@@ -33,7 +33,6 @@ struct Wikitext {
 };
 
 Wikitext wikitext(Llama& model, const Tokenizer& tokenizer, int32_t prefix_token,
-                  const std::vector<std::string>& pages, int64_t window,
-                  const ScoreProgress& progress = nullptr);
+                  const std::vector<std::string>& pages, int64_t window, const ScoreSettings& s = {});
 
 }  // namespace llatte

@@ -9,6 +9,7 @@
 #pragma once
 #include <future>
 #include <memory>
+#include <vector>
 #include "tensor/tensor.h"
 
 namespace llatte {
@@ -47,5 +48,17 @@ class Comm {
 // started but this build has no MPI.
 std::unique_ptr<Comm> make_comm();
 int processes_started();  // as the launcher's environment has it
+
+// ---- for all ranks to call alike
+// The numbers of every rank, in the order of ranks: what is added up from these is the same on all of them.
+std::vector<std::vector<double>> of_all_ranks(const std::vector<double>& mine, Comm& comm);
+bool any_rank(bool mine, Comm& comm);
+// Calls f on rank 0, and when that is done on the others: what it writes, they find.
+template <class F>
+void rank_0_first(Comm& comm, const F& f) {
+  if (comm.rank() == 0) f();
+  comm.barrier();
+  if (comm.rank() > 0) f();
+}
 
 }  // namespace llatte

@@ -81,7 +81,7 @@ TEST_CASE("scores are those of the logits, batched or not") {
     double want = 0;
     for (const auto& w : windows) want += reference_nll(*model, ids, w);
     for (const int64_t batch : {1, 40, 4096}) {
-      const Perplexity p = perplexity(*model, ids, windows, batch);
+      const Perplexity p = perplexity(*model, ids, windows, {.batch_tokens = batch});
       CHECK(std::abs(p.nll - want / static_cast<double>(p.tokens)) <= 1e-9);
       CHECK(p.ppl == std::exp(p.nll));
       CHECK(p.windows == static_cast<int64_t>(windows.size()));
@@ -111,7 +111,7 @@ TEST_CASE("through a cache: the same losses, and those of the rounding") {
                                              {std::span(ids).first(2), 1}};
     const auto plain = log_likelihoods(*model, requests);
     const auto worst = [&](CacheType t) {
-      const auto got = log_likelihoods(*model, requests, 4096, nullptr, t);
+      const auto got = log_likelihoods(*model, requests, {.cache = t});
       double d = 0;
       for (size_t i = 0; i < got.size(); ++i) d = std::max(d, std::abs(got[i] - plain[i]));
       return d;

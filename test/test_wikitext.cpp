@@ -155,7 +155,7 @@ TEST_CASE("rolling log-likelihood in f64, batched or not") {
     const auto requests = requests_of(stream, rolling_windows(300, r["window"]));
     for (const int64_t batch : {1, 150, 4096}) {
       double sum = 0;
-      for (const double ll : log_likelihoods(*model, requests, batch)) sum += ll;
+      for (const double ll : log_likelihoods(*model, requests, {.batch_tokens = batch})) sum += ll;
       CHECK(near(sum, r["check"]["first_page_first_300_tokens_loglikelihood_float64"], 1e-9));
     }
   }
@@ -207,7 +207,7 @@ TEST_CASE("padding in a batch changes nothing") {
   const std::span<const int32_t> all(ids);
   const std::vector<ScoreRequest> requests{{all.first(11), 9}, {all.last(10), 1}, {all, 5}};
   int batches = 0;
-  const auto together = log_likelihoods(*model, requests, 4096, [&](int64_t, int64_t) { ++batches; });
+  const auto together = log_likelihoods(*model, requests, {.progress = [&](int64_t, int64_t) { ++batches; }});
   CHECK(batches == 1);
   for (size_t i = 0; i < requests.size(); ++i)
     CHECK(near(together[i], log_likelihoods(*model, {requests[i]})[0], 1e-9));
@@ -217,9 +217,11 @@ TEST_CASE("progress is told of every token read, in the end of all") {
   const auto model = here(load_hf(kTiny, DType::f32));
   const std::vector<int32_t> a{1, 2, 3}, b{1, 2, 3, 4, 5, 6, 7, 8};
   std::vector<int64_t> told;
-  log_likelihoods(*model, {{a, 1}, {b, 4}}, 7, [&](int64_t done, int64_t total) {
+  ScoreSettings settings{.batch_tokens = 7};
+  settings.progress = [&](int64_t done, int64_t total) {
     told.push_back(done);
     CHECK(total == 9);
-  });
+  };
+  log_likelihoods(*model, {{a, 1}, {b, 4}}, settings);
   CHECK(told == std::vector<int64_t>{7, 9});
 }

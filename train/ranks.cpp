@@ -1,5 +1,4 @@
 #include "train/ranks.h"
-#include <algorithm>
 #include "data/files.h"  // checksum
 
 namespace llatte {
@@ -16,22 +15,6 @@ uint64_t weights_checksum(Llama& model) {
 }
 
 }  // namespace
-
-std::vector<std::vector<double>> of_all_ranks(const std::vector<double>& mine, Comm& comm) {
-  if (comm.size() == 1) return {mine};
-  const auto n = static_cast<int64_t>(mine.size());
-  Tensor all = Tensor::empty({comm.size() * n}, DType::f64);
-  comm.all_gather(Tensor::from(mine, {n}), all);
-  std::vector<std::vector<double>> out;
-  for (int64_t r = 0; r < comm.size(); ++r)
-    out.push_back(all.slice(0, r * n, (r + 1) * n).to_vector<double>());
-  return out;
-}
-
-bool any_rank(bool mine, Comm& comm) {
-  const auto all = of_all_ranks({mine ? 1.0 : 0.0}, comm);
-  return std::any_of(all.begin(), all.end(), [](const auto& of_rank) { return of_rank[0] != 0; });
-}
 
 void share_weights(Llama& model, Comm& comm) {
   if (comm.size() == 1) return;

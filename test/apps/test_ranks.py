@@ -3,10 +3,14 @@
 
 usage: test_ranks.py APPS_FOLDER   (from the repository root; Python's standard library and mpirun)
 """
+import json
 import os
 import random
+import shutil
 import signal
+import struct
 import subprocess
+import tempfile
 import time
 import unittest
 
@@ -18,6 +22,23 @@ ENV = dict(test_train.ENV, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI
            OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none", ASAN_OPTIONS="detect_leaks=0")
 BATCHES = 12  # micro-batches of a step, whatever the number of ranks: 1, 2, 3 and 4 divide it
 STEPS = 12
+
+
+TINY, TOKENIZER = "test/fixtures/tiny-llama/tiny-llama", "test/fixtures/lm-eval/tokenizer"
+TEXT = "assets/wikitext-2/test.raw"
+
+
+def floats_of(path):
+    """The f32 tensors of a safetensors file."""
+    data = open(path, "rb").read()
+    begin = 8 + struct.unpack("<Q", data[:8])[0]
+    tensors = json.loads(data[8:begin])
+    out = {}
+    for name, t in tensors.items():
+        if name != "__metadata__" and t["dtype"] == "F32":
+            a, b = t["data_offsets"]
+            out[name] = struct.unpack("<%df" % ((b - a) // 4), data[begin + a:begin + b])
+    return out
 
 
 class RanksRun(Run):
@@ -60,7 +81,7 @@ class RanksRun(Run):
 class RanksTest(unittest.TestCase):
     def run_folder(self):
         run = RanksRun()
-        self.addCleanup(test_train.shutil.rmtree, run.dir, ignore_errors=True)
+        self.addCleanup(shutil.rmtree, run.dir, ignore_errors=True)
         return run
 
     def whole(self, ranks, *more):
@@ -179,6 +200,39 @@ class RanksTest(unittest.TestCase):
         self.assertEqual(p.returncode, 0, err)
         self.assertEqual(run.steps()[-1], run.metrics()[-1]["step"])
         self.assertIn("stopped", err)
+
+    def app(self, ranks, name, *args):
+        p = subprocess.run([*(["mpirun", "-np", str(ranks)] if ranks > 1 else []), os.path.join(test_train.APPS, name),
+                            *args, "--json"], env=ENV, capture_output=True, text=True)
+        assert p.returncode == 0, p.stderr
+        return json.loads(p.stdout.splitlines()[-1])
+
+    # Batches are the same, whoever takes them.
+    def test_eval_shares_windows_out(self):
+        args = ["ppl", TINY, "--tokenizer", TOKENIZER, "--text", TEXT, "--window", "64", "--max-windows", "200"]
+        alone = self.app(1, "eval", *args)
+        for ranks in (2, 3):
+            many = self.app(ranks, "eval", *args)
+            for key in ("nll", "tokens", "windows", "window_nlls"):
+                self.assertEqual(many[key], alone[key])
+
+    # Sums of f32 in another order: 2^-24 of the largest, in sums of hundreds.
+    def test_calibrate_shares_windows_out(self):
+        folder = tempfile.mkdtemp(prefix="llatte-ranks-")
+        self.addCleanup(shutil.rmtree, folder)
+        read = {}
+        for ranks in (1, 2, 3):
+            out = os.path.join(folder, "c%d.safetensors" % ranks)
+            self.app(ranks, "calibrate", TINY, "--tokenizer", TOKENIZER, "--text", TEXT, "--seq", "32", "--samples", "7",
+                     "--covariance", "--windows-for-gradients", "4", "--out", out)
+            read[ranks] = floats_of(out)
+            self.assertFalse(os.path.exists(out + ".partial"))
+        for ranks in (2, 3):
+            self.assertEqual(sorted(read[ranks]), sorted(read[1]))
+            for name, want in read[1].items():
+                largest = max(map(abs, want))
+                for a, b in zip(read[ranks][name], want):
+                    self.assertLessEqual(abs(a - b), 1e-5 * largest, name)
 
     def test_other_programs_are_one_process(self):
         p = subprocess.run(["mpirun", "-np", "2", os.path.join(test_train.APPS, "tokenize"), "--help"], env=ENV,
