@@ -4,10 +4,10 @@
 # experiment. The model is clm-60m, trained before, or a published one, downloaded before:
 #   sbatch scripts/slurm.sh
 #   sbatch --export=ALL,MODEL=smollm-135m scripts/slurm.sh
-# The head of configs/hla/MODEL/baseline.yaml says what must be there. An element is one process, which uses the cores
-# of its node as threads: `train` does not spread over several processes, so nothing here asks for more. Two minutes
-# before its time is up it saves; the same command submitted again goes on from there. Queues and accounts are given on
-# the command line.
+#   sbatch --ntasks=2 scripts/slurm.sh      each on two ranks, which share the micro-batches of a step
+# The head of configs/hla/MODEL/baseline.yaml says what must be there. A rank uses the cores it is given as threads. Two
+# minutes before its time is up a job saves; the same command submitted again, on any number of ranks, goes on from there.
+# Queues and accounts are given on the command line.
 #SBATCH --job-name=llatte-hla
 #SBATCH --array=0-3
 #SBATCH --nodes=1
@@ -30,11 +30,18 @@ for file in "$build/apps/train" "configs/hla/$model/$name.yaml"; do
   exit 1
 done
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
-srun --ntasks=1 --cpus-per-task="$OMP_NUM_THREADS" \
-  "$build/apps/train" "configs/hla/$model/$name.yaml" --resume auto
+ranks=${SLURM_NTASKS:-1}
+words=()
+if ((ranks > 1)); then # a step stays what the config says: its micro-batches are shared out
+  batches=$(sed -n 's/^ *batch_accumulation_per_replica: *\([0-9]*\).*/\1/p' "configs/$model.yaml")
+  ((batches % ranks == 0)) || { echo "slurm.sh: $ranks ranks can't share $batches micro-batches evenly" >&2; exit 1; }
+  words=("tokens.batch_accumulation_per_replica=$((batches / ranks))" optimizer.zero_stage=1)
+fi
+srun --ntasks="$ranks" --cpus-per-task="$OMP_NUM_THREADS" --kill-on-bad-exit=1 \
+  "$build/apps/train" "configs/hla/$model/$name.yaml" "${words[@]}" --resume auto
 
 # What early stopping kept, on the text it was chosen by: a figure to compare the four with, no more. A run that was cut
 # off before its first validation has nothing yet.
 [[ -e $run/best ]] || { echo "slurm.sh: $run/best is not there yet; submit again to go on" >&2; exit 0; }
-srun --ntasks=1 --cpus-per-task="$OMP_NUM_THREADS" \
+srun --ntasks="$ranks" --cpus-per-task="$OMP_NUM_THREADS" --kill-on-bad-exit=1 \
   "$build/apps/eval" ppl "$run/best" --text assets/wikitext-2/test.raw --window 512 --json >"$run/ppl.json"

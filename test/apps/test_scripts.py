@@ -19,7 +19,7 @@ SCHEDULERS = {  # script: its launcher, and what the scheduler tells a job
 # The launcher drops its own options and runs the program, as the real ones do.
 LAUNCHER = """#!/usr/bin/env bash
 echo "$(basename "$0") with $OMP_NUM_THREADS threads" >>"$LOG"
-while [[ $1 == -* ]]; do case $1 in -np | --bind-to) shift 2 ;; *) shift ;; esac; done
+while [[ $1 == -* ]]; do case $1 in -np | --bind-to | -x) shift 2 ;; *) shift ;; esac; done
 exec "$@"
 """
 PROGRAM = """#!/usr/bin/env bash
@@ -86,6 +86,19 @@ class Scripts(unittest.TestCase):
                         f"{launcher} with 3 threads",
                         f"eval ppl {best} --text assets/wikitext-2/test.raw --window 512 --json"])
                     self.assertIn('"ppl"', (self.dir / f"runs/hla/{model}/{name}/ppl.json").read_text())
+
+    def test_several_ranks_share_the_micro_batches_of_a_step(self):
+        nodes = self.dir / "nodes"
+        nodes.write_text("node1\nnode2\n")
+        for script, tell in (("slurm.sh", {"SLURM_NTASKS": "2"}), ("pbs.sh", {"PBS_NODEFILE": str(nodes)})):
+            for model, batches in (("clm-60m", 1), ("smollm-135m", 2)):
+                r, calls = self.job(script, 0, MODEL=model, **tell)
+                self.assertEqual(r.returncode, 0, r.stderr)
+                self.assertIn(f"train configs/hla/{model}/baseline.yaml tokens.batch_accumulation_per_replica={batches} "
+                              "optimizer.zero_stage=1 --resume auto", calls)
+        r, calls = self.job("slurm.sh", 0, SLURM_NTASKS="3")
+        self.assertEqual((r.returncode, calls), (1, []))
+        self.assertIn("3 ranks can't share 2 micro-batches evenly", r.stderr)
 
     def test_what_is_missing_is_said(self):
         for script in SCHEDULERS:
