@@ -5,8 +5,8 @@
 //   - sums are taken window by window, in order: a run that was interrupted and goes on from its partial file
 //     gives the same bits as one that was not
 //   - a partial file of another model, of other tokens or settings is refused
-//   - over R ranks, which call all functions alike, each takes every R-th window; a partial file goes on on
-//   any number of them
+//   - over R ranks, which call all functions alike, each takes every R-th window; a partial file goes on
+//     on any number of them
 #pragma once
 #include <filesystem>
 #include <memory>

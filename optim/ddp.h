@@ -1,12 +1,10 @@
 // Data parallelism: the gradients of all ranks, added up bucket by bucket while backward still runs.
 //   1. Parameters are laid out flat in the reverse of their listing, which is about the order in which
-//   backward finishes
-//      them, and cut into buckets. A bucket is sent off when all its gradients are there, in the order of the
-//      buckets: the same order on every rank.
+//      backward finishes them, and cut into buckets. A bucket goes off when all its gradients are there, in
+//      the order of the buckets: the same order on every rank.
 //   2. A bucket is padded to `ranks` equal parts. zero_stage 0: every rank gets the sum of all of it.
-//   zero_stage 1
-//      (ZeRO-1, arXiv 1910.02054): rank r gets the sum of part r alone, updates the weights of that part, and
-//      the parts of all ranks are put together by share().
+//      zero_stage 1 (ZeRO-1, arXiv 1910.02054): rank r gets the sum of part r alone, updates the weights of
+//      that part, and the parts of all ranks are put together by share().
 //   3. Only the last backward of a step sends; those before it add to the same gradients.
 // What is summed is what ranks have: who wants a mean gives backward a share of the loss.
 #pragma once

@@ -1,8 +1,7 @@
 // Collectives: what data-parallel training needs of many processes ("ranks").
 //   1. Every rank calls the same functions in the same order with tensors of the same shape and dtype.
 //   2. start_* returns at once; the work is done in the order in which it was started, while the rank
-//   computes. Until
-//      its future is got, nobody touches the tensors. The future throws what went wrong.
+//      computes. Until its future is got, nobody touches the tensors. The future throws what went wrong.
 //   3. All ranks get the same bits from a sum. Sums over bf16 are taken in f32 and rounded once.
 //   4. One rank is the identity: nothing above asks whether there are more.
 // Tensors are contiguous, of floats; all_gather and broadcast move i32 too.

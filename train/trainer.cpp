@@ -68,7 +68,6 @@ Trainer::Trainer(TrainConfig config, const std::string& resume, Comm& comm)
   if (const auto checkpoint = resume_point(config_, resume, progress_)) start_from(*checkpoint);
   else start_fresh();
   open_teacher();
-  share_weights(*model_, comm_);
   check_same_weights(*model_, comm_);
   if (comm_.rank() == 0) {
     fs::create_directories(run);
@@ -313,6 +312,7 @@ void Trainer::open_teacher() {
 void Trainer::make_optimizer() {
   model_->to(config_.device);
   model_->set_recompute(config_.recompute_layer);
+  share_weights(*model_, comm_);  // before AdamW copies them
   const auto trains = [&](const std::string& name) { return is_trained(config_, name); };
   optimizer_ = std::make_unique<AdamW>(*model_, config_.adamw, trains, &comm_);
 }

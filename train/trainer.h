@@ -3,8 +3,7 @@
 //   - a run is a pure function of config, data and thread count: k steps, kill -9 and a resume give the same
 //     weights, moments and metrics, bit for bit, as a run that was never disturbed
 //   - a loss or gradient norm that is not finite stops the run before anything is updated
-//   - over R ranks (tensor/comm.h) a step takes the samples that one rank would take in R times as many
-//   micro-batches; all ranks
+//   - over R ranks (tensor/comm.h) a step takes what one rank would in R times as many micro-batches; all
 //     hold the same weights and decide alike; rank 0 alone speaks and writes
 #pragma once
 #include <atomic>

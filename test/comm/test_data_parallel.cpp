@@ -6,6 +6,7 @@
 #include "models/llama.h"
 #include "optim/adamw.h"
 #include "test/near.h"
+#include "train/ranks.h"
 
 using namespace llatte;
 using namespace llatte::test;
@@ -142,6 +143,20 @@ TEST_CASE(
 TEST_CASE("recomputed blocks send their gradients too") {
   Run plain(DType::f32, 1, comm.get()), recomputed(DType::f32, 1, comm.get(), true);
   CHECK(recomputed.weights() == plain.weights());
+}
+
+TEST_CASE("weights that are not the same everywhere are found, and whose they are") {
+  Run run(DType::bf16, 1, comm.get());
+  check_same_weights(run.model, *comm);
+  if (comm->size() == 1) return;
+  run.model.params("", [&](const std::string& name, Var& p) {
+    if (name != "model.norm.weight" || comm->rank() != comm->size() - 1) return;
+    static_cast<char*>(p.value.raw())[0] ^= 1;  // the last bit of the first gain
+  });
+  check_rejects([&] { check_same_weights(run.model, *comm); },
+                str("the weights of rank ", comm->size() - 1, " are no longer those of rank 0"));
+  share_weights(run.model, *comm);
+  check_same_weights(run.model, *comm);
 }
 
 TEST_CASE("state that was saved on any number of ranks continues on any") {
