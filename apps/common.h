@@ -94,12 +94,12 @@ class App {
     if (silent()) std::cout.rdbuf(nullptr);
   }
 
-  // Where many ranks fail alike, the first of them speaks and ends the others before it is their turn.
+  // Where many ranks fail alike, the first of them speaks, and the others wait to be ended.
   int fail(int code, const std::string& sentence) {
     if (!comm_ || comm_->size() == 1) return say(code, sentence);
     std::signal(SIGTERM, SIG_DFL);  // with which the launcher ends those that wait
-    std::this_thread::sleep_for(std::chrono::milliseconds(std::min(1000 * comm_->rank(), 5000)));
-    say(code, "rank " + std::to_string(comm_->rank()) + ": " + sentence);
+    if (comm_->first_to_fail()) say(code, "rank " + std::to_string(comm_->rank()) + ": " + sentence);
+    else std::this_thread::sleep_for(std::chrono::seconds(5));
     comm_->end_all(code);
     return code;
   }
@@ -107,7 +107,7 @@ class App {
   int say(int code, std::string sentence) const {
     std::replace(sentence.begin(), sentence.end(), '\n', ' ');
     std::cout.flush();
-    std::cerr << "llatte-" << name_ << ": " << sentence << std::endl;
+    std::cerr << "llatte-" + name_ + ": " + sentence + "\n" << std::flush;  // whole, among those of others
     return code;
   }
 

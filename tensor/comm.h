@@ -31,6 +31,9 @@ class Comm {
   virtual std::future<void> start_barrier() = 0;
   // How long a collective may take before the other ranks are taken for dead.
   virtual void set_timeout(double seconds) = 0;
+  // For a rank that fails, as often many do alike: true if it is for this one to say so, because no lower
+  // rank fails within seconds. What was started before is given up.
+  virtual bool first_to_fail() = 0;
   // Ends all ranks, this one too. For a rank that cannot go on: the others would wait for it.
   [[noreturn]] virtual void end_all(int exit_code) = 0;
 

@@ -106,6 +106,13 @@ class Mpi final : public Comm {
 
   void set_timeout(double seconds) override { timeout_ = seconds; }
 
+  bool first_to_fail() override {
+    ending_ = true;
+    bool first = true;
+    enqueue([this, &first] { first = !lower_rank_fails(); }).wait();
+    return first;
+  }
+
   // What waits for others gives up; if MPI itself hangs, the launcher sees this process's exit code.
   [[noreturn]] void end_all(int exit_code) override {
     ending_ = true;
@@ -184,9 +191,21 @@ class Mpi final : public Comm {
     }
   }
 
+  bool lower_rank_fails() {
+    for (int r = rank_ + 1; r < size_; ++r) {
+      MPI_Request said;
+      MPI_Isend(nullptr, 0, MPI_BYTE, r, kFailing, MPI_COMM_WORLD, &said);
+    }
+    int heard = 0;
+    for (const auto until = Clock::now() + kPatience; rank_ > 0 && !heard && Clock::now() < until;) {
+      MPI_Iprobe(MPI_ANY_SOURCE, kFailing, MPI_COMM_WORLD, &heard, MPI_STATUS_IGNORE);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return heard;
+  }
+
   // The ranks that do not wait as this one does: after a time-out each that waits says so to all others.
   std::string absent_ranks() {
-    constexpr int kWaiting = 1;
     const auto n = static_cast<size_t>(size_);
     std::vector<MPI_Request> said(n, MPI_REQUEST_NULL), heard(n, MPI_REQUEST_NULL);
     for (int r = 0; r < size_; ++r)
@@ -259,6 +278,7 @@ class Mpi final : public Comm {
                  " ", name(all.dtype()));
   }
 
+  static constexpr int kWaiting = 1, kFailing = 2;  // tags of messages between single ranks
   static constexpr auto kPatience = std::chrono::seconds(3);
   std::atomic<double> timeout_{600};
   std::atomic<bool> ending_{false};
