@@ -88,9 +88,8 @@ class App {
 
   void start_ranks() {
     if (over_ranks_) comm_ = make_comm();
-    else if (processes_started() > 1)
-      throw UsageError("this program is one process, but " + std::to_string(processes_started()) +
-                       " were started together; leave mpirun (or srun) out");
+    else if (started_together())
+      throw UsageError("this program is one process, but several were started; leave mpirun (or srun) out");
     if (silent()) std::cout.rdbuf(nullptr);
   }
 

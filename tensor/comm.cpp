@@ -44,11 +44,11 @@ class Single final : public Comm {
 
 }  // namespace
 
-// Open MPI, MPICH and Intel MPI (PMI), Slurm's srun.
-int processes_started() {
+// Open MPI, MPICH and Intel MPI (PMI), Slurm's srun. PMIx by itself tells a process its rank alone.
+bool started_together() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"})
-    if (const char* value = std::getenv(name)) return std::atoi(value);
-  return 1;
+    if (const char* value = std::getenv(name)) return std::atoi(value) > 1;
+  return std::getenv("PMIX_RANK") != nullptr;
 }
 
 std::vector<std::vector<double>> of_all_ranks(const std::vector<double>& mine, Comm& comm) {
@@ -68,14 +68,13 @@ bool any_rank(bool mine, Comm& comm) {
 }
 
 std::unique_ptr<Comm> make_comm() {
-  const int n = processes_started();
-  if (n <= 1) return std::make_unique<Single>();
+  if (!started_together()) return std::make_unique<Single>();
 #ifdef LLATTE_MPI
   return make_mpi_comm();
 #else
-  LLATTE_FAIL(n,
-              " processes were started together, but this build has no MPI; install it (libopenmpi-dev) and "
-              "build again");
+  LLATTE_FAIL(
+      "several processes were started together, but this build has no MPI; install it "
+      "(libopenmpi-dev) and build again");
 #endif
 }
 

@@ -49,7 +49,7 @@ class Comm {
 // The ranks that mpirun or srun started with this process, or this one alone. An Error where many were
 // started but this build has no MPI.
 std::unique_ptr<Comm> make_comm();
-int processes_started();  // as the launcher's environment has it
+bool started_together();  // whether there are several, as the launcher's environment has it
 
 // ---- for all ranks to call alike
 // The numbers of every rank, in the order of ranks: what is added up from these is the same on all of them.
