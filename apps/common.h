@@ -87,8 +87,10 @@ class App {
   bool silent() const { return comm_ && comm_->rank() > 0; }
 
   void start_ranks() {
-    if (over_ranks_) comm_ = make_comm();
-    else if (started_together())
+    if (over_ranks_) {
+      comm_ = make_comm();
+      comm_->on_failure([this](const std::string& sentence) { fail(1, sentence); });
+    } else if (started_together())
       throw UsageError("this program is one process, but several were started; leave mpirun (or srun) out");
     if (silent()) std::cout.rdbuf(nullptr);
   }

@@ -32,6 +32,7 @@ class Single final : public Comm {
   std::future<void> start_broadcast(Tensor, int) override { return done(); }
   std::future<void> start_barrier() override { return done(); }
   void set_timeout(double) override {}
+  void on_failure(std::function<void(const std::string&)>) override {}
   bool first_to_fail() override { return true; }
   [[noreturn]] void end_all(int exit_code) override { std::_Exit(exit_code); }
 

@@ -4,10 +4,15 @@
 //      computes. Until its future is got, nobody touches the tensors. The future throws what went wrong.
 //   3. All ranks get the same bits from a sum. Sums over bf16 are taken in f32 and rounded once.
 //   4. One rank is the identity: nothing above asks whether there are more.
+//   5. Tensors may be on the GPU. Then nothing waits on the host, a future neither (cuda_comm.h), so what
+//      goes wrong while the device works is thrown nowhere: on_failure's function is told, and all ranks are
+//      ended.
 // Tensors are contiguous, of floats; all_gather and broadcast move i32 too.
 #pragma once
+#include <functional>
 #include <future>
 #include <memory>
+#include <string>
 #include <vector>
 #include "tensor/tensor.h"
 
@@ -31,6 +36,9 @@ class Comm {
   virtual std::future<void> start_barrier() = 0;
   // How long a collective may take before the other ranks are taken for dead.
   virtual void set_timeout(double seconds) = 0;
+  // tell(sentence), from any thread, before a collective of the device that failed ends all ranks; to stderr
+  // if unset. Before the first such collective.
+  virtual void on_failure(std::function<void(const std::string&)> tell) = 0;
   // For a rank that fails, as often many do alike: true if it is for this one to say so, because no lower
   // rank fails within seconds. What was started before is given up.
   virtual bool first_to_fail() = 0;

@@ -19,6 +19,13 @@ inline Device test_device() {
   return device;
 }
 
+// Of several ranks on one machine each takes a GPU of its own. Before the first tensor.
+inline void take_gpu(int local_rank) {
+  const char* set = std::getenv("LLATTE_TEST_DEVICE");
+  if (set && std::string(set) == "cuda")
+    setenv("CUDA_VISIBLE_DEVICES", std::to_string(local_rank).c_str(), 1);
+}
+
 // ---- tensors on the device under test
 inline Tensor here(const Tensor& x) { return x.to(test_device()); }
 template <class Module>

@@ -14,6 +14,7 @@ import tempfile
 import time
 import unittest
 
+import device
 import test_train
 from test_train import Run
 
@@ -78,7 +79,7 @@ class RanksRun(Run):
         return found
 
 
-class RanksTest(unittest.TestCase):
+class RanksCase(unittest.TestCase):
     def run_folder(self):
         run = RanksRun()
         self.addCleanup(shutil.rmtree, run.dir, ignore_errors=True)
@@ -99,16 +100,6 @@ class RanksTest(unittest.TestCase):
                     self.assertLessEqual(abs(a[key] - b[key]), 1e-5 * abs(b[key]), (key, a, b))
             self.assertEqual(a["tokens"], b["tokens"])
 
-    def test_any_number_of_ranks_trains_the_same(self):
-        want = None
-        for ranks in (1, 2, 3, 4):
-            for stage in (0, 1):
-                run = self.run_folder()
-                run.train_on(ranks, "optimizer.zero_stage=%d" % stage, *run.validation(5))
-                want = want or run.metrics()
-                self.assert_near(run, want)
-                self.assertEqual(run.leftovers(), [])
-
     def killed(self, ranks, after, whom, *more):
         """Starts a run; when `after` steps are recorded, whom(run, mpirun) kills. False if it was over before."""
         run = self.run_folder()
@@ -120,6 +111,108 @@ class RanksTest(unittest.TestCase):
         began = time.time()
         err = p.communicate(timeout=60)[1]
         return run, p.returncode, err, time.time() - began
+
+    def check_that_a_rank_that_hangs_is_named(self):
+        def stop_rank_1(run, mpirun):
+            os.kill(run.ranks_pids()[1], signal.SIGSTOP)
+
+        run, code, err, seconds = self.killed(2, 2, stop_rank_1, "parallelism.timeout_s=2", "tokens.train_steps=100000")
+        self.assertNotEqual(code, 0)
+        self.assertLess(seconds, 10)
+        self.assertRegex(err, r"llatte-train: rank 0: .* 2 s were not enough for rank 1")
+        self.assertEqual(err.count("llatte-train:"), 1, err)
+
+    def app(self, ranks, name, *args):
+        p = subprocess.run([*(["mpirun", "-np", str(ranks)] if ranks > 1 else []), os.path.join(test_train.APPS, name),
+                            *args, "--json"], env=ENV, capture_output=True, text=True)
+        assert p.returncode == 0, p.stderr
+        return json.loads(p.stdout.splitlines()[-1])
+
+    def calibrated(self, ranks, where):
+        folder = tempfile.mkdtemp(prefix="llatte-ranks-")
+        self.addCleanup(shutil.rmtree, folder)
+        out = os.path.join(folder, "c.safetensors")
+        self.app(ranks, "calibrate", TINY, "--tokenizer", TOKENIZER, "--text", TEXT, "--seq", "32", "--samples", "7",
+                 "--covariance", "--windows-for-gradients", "4", "--out", out, "--device", where)
+        self.assertFalse(os.path.exists(out + ".partial"))
+        return floats_of(out)
+
+    # Sums of f32 in another order: 2^-24 of the largest, in sums of hundreds.
+    def assert_same_sums(self, got, want):
+        self.assertEqual(sorted(got), sorted(want))
+        for name, numbers in want.items():
+            largest = max(map(abs, numbers))
+            for a, b in zip(got[name], numbers):
+                self.assertLessEqual(abs(a - b), 1e-5 * largest, name)
+
+
+def gpus():
+    if "emulated" in test_train.APPS:
+        return 16  # as many as there are processes
+    try:
+        return subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout.count("UUID: GPU")
+    except OSError:
+        return 0
+
+
+@device.on_cuda
+@unittest.skipIf(device.NAME == "cuda" and gpus() < 2, "needs a GPU for each rank")
+class DeviceRanksTest(RanksCase):
+    """Ranks whose models are on GPUs share tensors by NCCL."""
+    FEW = ["tokens.train_steps=3", "tokens.sequence_length=8"]
+
+    def test_two_ranks_train_as_one_on_the_cpu(self):
+        alone = self.run_folder()
+        alone.device = "cpu"
+        alone.train_on(1, *self.FEW, "tokens.batch_accumulation_per_replica=2", *alone.validation(3))
+        for stage in (0, 1):
+            run = self.run_folder()
+            run.train_on(2, *self.FEW, "tokens.batch_accumulation_per_replica=1", "optimizer.zero_stage=%d" % stage,
+                         *run.validation(3))
+            self.assert_near(run, alone.metrics())
+            self.assertEqual(run.leftovers(), [])
+
+    def test_what_two_ranks_have_saved_one_goes_on_from(self):
+        more = [*self.FEW, "checkpoints.checkpoint_interval=1", "model.dtype=bfloat16", "optimizer.zero_stage=1"]
+        run = self.run_folder()
+        run.train_on(2, *more, "tokens.batch_accumulation_per_replica=1")
+        want = run.metrics()
+        shutil.rmtree(run.path("3"))
+        run.train_on(1, *more, "tokens.batch_accumulation_per_replica=2")
+        self.assertEqual(run.steps(), [1, 2, 3])
+        self.assert_near(run, want)
+
+    def test_two_ranks_calibrate_as_one_on_the_cpu(self):
+        self.assert_same_sums(self.calibrated(2, device.NAME), self.calibrated(1, "cpu"))
+
+    def test_a_rank_that_is_killed_ends_all(self):
+        def kill_rank_1(run, mpirun):
+            os.kill(run.ranks_pids()[1], signal.SIGKILL)
+
+        run, code, err, seconds = self.killed(2, 2, kill_rank_1, "tokens.train_steps=100000")
+        self.assertNotEqual(code, 0)
+        self.assertLess(seconds, 10, err)
+        self.assertEqual(run.ranks_pids(), {})
+
+    def test_a_rank_that_hangs_is_named(self):
+        self.check_that_a_rank_that_hangs_is_named()
+
+    def test_a_loss_that_is_not_finite_ends_all_with_one_message(self):
+        err = self.run_folder().train_on(2, "optimizer.learning_rate_scheduler.learning_rate=1e30", code=1)[1]
+        self.assertEqual(err.count("llatte-train:"), 1, err)
+
+
+@device.cpu_alone
+class RanksTest(RanksCase):
+    def test_any_number_of_ranks_trains_the_same(self):
+        want = None
+        for ranks in (1, 2, 3, 4):
+            for stage in (0, 1):
+                run = self.run_folder()
+                run.train_on(ranks, "optimizer.zero_stage=%d" % stage, *run.validation(5))
+                want = want or run.metrics()
+                self.assert_near(run, want)
+                self.assertEqual(run.leftovers(), [])
 
     def killed_and_resumed(self, rng, whom, *more):
         """...and resumes it on another number of ranks, or on as many: the loss of the run that nothing disturbed."""
@@ -163,13 +256,7 @@ class RanksTest(unittest.TestCase):
         self.killed_and_resumed(random.Random(9), all_of_them, *more)
 
     def test_a_rank_that_hangs_is_named(self):
-        def stop_rank_1(run, mpirun):
-            os.kill(run.ranks_pids()[1], signal.SIGSTOP)
-
-        run, code, err, seconds = self.killed(2, 2, stop_rank_1, "parallelism.timeout_s=2", "tokens.train_steps=100000")
-        self.assertNotEqual(code, 0)
-        self.assertLess(seconds, 10)
-        self.assertRegex(err, r"llatte-train: rank 0: .* 2 s were not enough for rank 1")
+        self.check_that_a_rank_that_hangs_is_named()
 
     def test_a_loss_that_is_not_finite_ends_all_with_one_message(self):
         run = self.run_folder()
@@ -201,12 +288,6 @@ class RanksTest(unittest.TestCase):
         self.assertEqual(run.steps()[-1], run.metrics()[-1]["step"])
         self.assertIn("stopped", err)
 
-    def app(self, ranks, name, *args):
-        p = subprocess.run([*(["mpirun", "-np", str(ranks)] if ranks > 1 else []), os.path.join(test_train.APPS, name),
-                            *args, "--json"], env=ENV, capture_output=True, text=True)
-        assert p.returncode == 0, p.stderr
-        return json.loads(p.stdout.splitlines()[-1])
-
     # Batches are the same, whoever takes them.
     def test_eval_shares_windows_out(self):
         args = ["ppl", TINY, "--tokenizer", TOKENIZER, "--text", TEXT, "--window", "64", "--max-windows", "200"]
@@ -216,23 +297,10 @@ class RanksTest(unittest.TestCase):
             for key in ("nll", "tokens", "windows", "window_nlls"):
                 self.assertEqual(many[key], alone[key])
 
-    # Sums of f32 in another order: 2^-24 of the largest, in sums of hundreds.
     def test_calibrate_shares_windows_out(self):
-        folder = tempfile.mkdtemp(prefix="llatte-ranks-")
-        self.addCleanup(shutil.rmtree, folder)
-        read = {}
-        for ranks in (1, 2, 3):
-            out = os.path.join(folder, "c%d.safetensors" % ranks)
-            self.app(ranks, "calibrate", TINY, "--tokenizer", TOKENIZER, "--text", TEXT, "--seq", "32", "--samples", "7",
-                     "--covariance", "--windows-for-gradients", "4", "--out", out)
-            read[ranks] = floats_of(out)
-            self.assertFalse(os.path.exists(out + ".partial"))
+        want = self.calibrated(1, "cpu")
         for ranks in (2, 3):
-            self.assertEqual(sorted(read[ranks]), sorted(read[1]))
-            for name, want in read[1].items():
-                largest = max(map(abs, want))
-                for a, b in zip(read[ranks][name], want):
-                    self.assertLessEqual(abs(a - b), 1e-5 * largest, name)
+            self.assert_same_sums(self.calibrated(ranks, "cpu"), want)
 
     def test_other_programs_are_one_process(self):
         p = subprocess.run(["mpirun", "-np", "2", os.path.join(test_train.APPS, "tokenize"), "--help"], env=ENV,

@@ -1,11 +1,12 @@
-// Training on several ranks is training on one: run alone, and by ctest under mpirun with 2, 3 and 4 ranks.
-// Every rank also trains a model of its own on the samples of all of them, which is what the ranks' common
-// model is held against.
+// Training on several ranks is training on one: run alone, and by ctest under mpirun with 2, 3 and 4 ranks,
+// on the CPU and on the GPU. Every rank also trains a model of its own on the samples of all of them, which
+// is what the ranks' common model is held against.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 #include "models/llama.h"
 #include "optim/adamw.h"
 #include "test/near.h"
+#include "test/on_device.h"
 #include "train/ranks.h"
 
 using namespace llatte;
@@ -48,7 +49,7 @@ double step(Llama& model, AdamW& optimizer, int64_t at, int first, int last) {
       const Sample s = sample((at * kMicroBatches + i) * ranks + r);
       const Var l = model.loss(s.tokens, s.targets);
       if (i == kMicroBatches - 1 && r == last - 1) optimizer.expect_last_backward();
-      backward(l, Tensor::full(l.shape(), share, l.value.dtype()));
+      backward(l, full(l.shape(), share, l.value.dtype()));
       loss += l.value.item() * share;
     }
   optimizer.step(0.01);
@@ -62,6 +63,7 @@ struct Run {
 
   Run(DType t, int zero_stage, Comm* ranks, bool recompute = false) : model(shape(), t) {
     model.init(3, 0.1);
+    model.to(test_device());
     model.set_recompute(recompute);
     AdamWConfig c;
     c.clip_grad = 0.5, c.zero_stage = zero_stage,
@@ -151,7 +153,9 @@ TEST_CASE("weights that are not the same everywhere are found, and whose they ar
   if (comm->size() == 1) return;
   run.model.params("", [&](const std::string& name, Var& p) {
     if (name != "model.norm.weight" || comm->rank() != comm->size() - 1) return;
-    static_cast<char*>(p.value.raw())[0] ^= 1;  // the last bit of the first gain
+    Tensor changed = p.value.to(Device::cpu).clone();
+    static_cast<char*>(changed.raw())[0] ^= 1;  // the last bit of the first gain
+    p.value.copy_from(changed);
   });
   check_rejects([&] { check_same_weights(run.model, *comm); },
                 str("the weights of rank ", comm->size() - 1, " are no longer those of rank 0"));
@@ -176,6 +180,7 @@ TEST_CASE("state that was saved on any number of ranks continues on any") {
 int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
   comm = make_comm();
+  take_gpu(comm->local_rank());
   const int failed = context.run();
   comm.reset();
   return failed;

@@ -1,7 +1,7 @@
 // What the parts of the stand-in GPU know of one another.
 //   block.cpp    runs one block of threads          memory.cpp   the device's memory, apart from the host's
 //   stream.cpp   what runs when                     kernel.cpp   a launch: its limits, its blocks
-//   runtime.cpp  the functions of cuda_runtime.h
+//   runtime.cpp  the functions of cuda_runtime.h        nccl.cpp     what several processes do together
 // One lock around everything (lock()): one OS thread at a time plays the device.
 #pragma once
 #include <cuda_runtime.h>
@@ -29,7 +29,25 @@ constexpr bool kAsan = true;
 constexpr bool kAsan = false;
 #endif
 
-std::unique_lock<std::recursive_mutex> lock();
+// A recursive mutex that its holder can hand over for a while, however often it has locked it.
+class DeviceLock {
+ public:
+  void lock() { mutex_.lock(), ++depth_; }
+  void unlock() { --depth_, mutex_.unlock(); }
+  template <class Nap>
+  void nap(Nap&& nap) {
+    const int depth = depth_;
+    for (int i = 0; i < depth; ++i) unlock();
+    nap();
+    for (int i = 0; i < depth; ++i) lock();
+  }
+
+ private:
+  std::recursive_mutex mutex_;
+  int depth_ = 0;
+};
+DeviceLock& device_lock();
+inline std::unique_lock<DeviceLock> lock() { return std::unique_lock(device_lock()); }
 
 template <class... Parts>
 std::string sentence(const Parts&... parts) {

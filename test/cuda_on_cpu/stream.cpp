@@ -2,11 +2,14 @@
 // work of other streams runs before, after or between as the seed decides, unless an event orders it.
 //   1. The null stream waits for all blocking streams, and they for it, as CUDA's legacy default stream does.
 //   2. After a fault all that was still waiting is dropped: the context of a GPU would be lost too.
-//   3. CUDA_LAUNCH_BLOCKING=1 runs everything at once, as with the real driver: for gdb.
+//   3. Where all that is left waits for other processes, the caller naps, and another thread of its process
+//      may play the device meanwhile.
+//   4. CUDA_LAUNCH_BLOCKING=1 runs everything at once, as with the real driver: for gdb.
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <deque>
+#include <thread>
 #include "machine.h"
 #include "streams.h"
 
@@ -27,7 +30,7 @@ Streams& streams() {
   return *s;
 }
 
-bool may_run(const Stream& s) {
+bool its_turn(const Stream& s) {
   return !s.queue.empty() && std::all_of(s.queue.front().after.begin(), s.queue.front().after.end(),
                                          [](const Point& p) { return p.passed(); });
 }
@@ -48,24 +51,44 @@ void run_front(Stream& s) {
   if (item.work) item.work();
 }
 
-void run_one() {
+// False: all that has its turn waits for other processes.
+bool run_one() {
   std::vector<Stream*> able;
-  for (const auto& s : streams().all)
-    if (may_run(*s)) able.push_back(s.get());
+  bool waits = false;
+  for (const auto& s : streams().all) {
+    if (!its_turn(*s)) continue;
+    const Item& front = s->queue.front();
+    if (!front.ready || front.ready()) able.push_back(s.get());
+    else waits = true;
+  }
+  if (able.empty() && waits) return false;
   if (able.empty()) throw Fault("cuda_on_cpu: streams wait for one another in a circle");
   run_front(*able[streams().random.below(able.size())]);
+  return true;
+}
+
+template <class Run>
+void or_drop_everything(Run&& run) {
+  const DeviceAccess access;
+  try {
+    run();
+  } catch (...) {
+    drop_everything();
+    throw;
+  }
+}
+
+void nap() {
+  device_lock().nap([] { std::this_thread::sleep_for(std::chrono::microseconds(100)); });
 }
 
 template <class Finished>
 void run_until(Finished&& finished) {
   if (finished()) return;
-  const DeviceAccess access;
-  try {
-    while (!finished()) run_one();
-  } catch (...) {
-    drop_everything();
-    throw;
-  }
+  or_drop_everything([&] {
+    while (!finished())
+      if (!run_one()) nap();
+  });
 }
 
 }  // namespace
@@ -77,7 +100,7 @@ Point now(cudaStream_t handle) {
   return {s, s->enqueued};
 }
 
-void enqueue_after(cudaStream_t handle, std::vector<Point> after, Work work) {
+void enqueue_after(cudaStream_t handle, std::vector<Point> after, Work work, std::function<bool()> ready) {
   const auto stream = stream_of(handle);
   if (!handle) {
     for (const auto& s : streams().all)
@@ -85,7 +108,7 @@ void enqueue_after(cudaStream_t handle, std::vector<Point> after, Work work) {
   } else if (stream->blocking) {
     after.push_back({streams().null, streams().null->enqueued});
   }
-  stream->queue.push_back({std::move(work), std::move(after)});
+  stream->queue.push_back({std::move(work), std::move(after), std::move(ready)});
   ++stream->enqueued;
   ++streams().waiting;
 }
@@ -106,9 +129,7 @@ void wait_for_everything() {
 }
 
 void progress() {
-  if (streams().waiting == 0) return;
-  const size_t before = streams().waiting;
-  run_until([before] { return streams().waiting < before; });
+  if (streams().waiting > 0) or_drop_everything(run_one);
 }
 
 cudaStream_t new_stream(bool blocking) {
@@ -132,9 +153,9 @@ uint64_t seed() {
   return value;
 }
 
-std::unique_lock<std::recursive_mutex> lock() {
-  static auto* mutex = new std::recursive_mutex;
-  return std::unique_lock(*mutex);
+DeviceLock& device_lock() {
+  static auto* lock = new DeviceLock;
+  return *lock;
 }
 
 }  // namespace cuda_on_cpu

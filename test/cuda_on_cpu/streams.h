@@ -15,6 +15,7 @@ struct Point {  // in the work of a stream: the first `count` items
 struct Item {
   Work work;  // may be empty: only waits
   std::vector<Point> after;
+  std::function<bool()> ready;  // what another process has to do first; empty: nothing
 };
 struct Stream {
   bool blocking;  // waits for the null stream, and the other way round
@@ -24,9 +25,10 @@ struct Stream {
 inline bool Point::passed() const { return !stream || stream->done >= count; }
 
 Point now(cudaStream_t stream);
-void enqueue_after(cudaStream_t stream, std::vector<Point> after, Work work);
+void enqueue_after(cudaStream_t stream, std::vector<Point> after, Work work,
+                   std::function<bool()> ready = {});
 void wait_until(const Point& point);
-void progress();  // one item of any stream, for those who poll
+void progress();  // one item of any stream if one may run, for those who poll
 cudaStream_t new_stream(bool blocking);
 void delete_stream(cudaStream_t stream);
 
