@@ -228,8 +228,10 @@ void remove_old_checkpoints(const fs::path& run, int64_t keep) {
 void remove_temporary_folders(const fs::path& run) {
   std::error_code none;
   std::vector<fs::path> doomed;
-  for (const auto& entry : fs::directory_iterator(run, none))
-    if (entry.path().filename().string().starts_with(kTemporary)) doomed.push_back(entry.path());
+  for (const auto& entry : fs::directory_iterator(run, none)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(kTemporary) || name.starts_with(".latest.txt.tmp-")) doomed.push_back(entry.path());
+  }
   for (const fs::path& p : doomed) fs::remove_all(p);
 }
 
