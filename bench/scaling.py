@@ -64,7 +64,7 @@ class Link:
                 continue
             self.sh("ip link add ll0 netns llatte0 type veth peer name ll1 netns llatte1")
         for i, host in enumerate(self.HOSTS):
-            for words in (f"ip link set lo up", f"ip addr add 10.77.0.{i + 1}/24 dev ll{i}", f"ip link set ll{i} up",
+            for words in ("ip link set lo up", f"ip addr add 10.77.0.{i + 1}/24 dev ll{i}", f"ip link set ll{i} up",
                           f"tc qdisc add dev ll{i} root tbf rate {mbit}mbit burst 256kb latency 50ms"):
                 self.sh(f"ip netns exec {host} {words}")
         self.agent = tempfile.NamedTemporaryFile("w", prefix="llatte-agent-", suffix=".sh", delete=False)

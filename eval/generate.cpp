@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include "autograd/ops.h"
+#include "tensor/kernels.h"  // random_uniform, repetition_penalty, sample
 
 namespace llatte {
 namespace {

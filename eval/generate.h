@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 #include "models/llama.h"
-#include "tensor/kernels.h"  // SampleRule
+#include "tensor/kernel_args.h"  // SampleRule
 
 namespace llatte {
 

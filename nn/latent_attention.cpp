@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 #include "autograd/ops.h"
+#include "tensor/kernels.h"  // add_bias, latent_attention
 
 namespace llatte {
 namespace {

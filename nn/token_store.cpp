@@ -2,6 +2,7 @@
 #include "nn/token_store.h"
 #include <algorithm>
 #include <numeric>
+#include "tensor/kernels.h"  // read_rows, write_rows
 
 namespace llatte {
 namespace {

@@ -8,7 +8,7 @@
 //   B sequences  S capacity in tokens  T new tokens  W numbers a token
 #pragma once
 #include "nn/kv_cache.h"
-#include "tensor/kernels.h"  // CacheRows
+#include "tensor/kernel_args.h"  // CacheRows
 
 namespace llatte {
 

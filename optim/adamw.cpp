@@ -1,6 +1,7 @@
 #include "optim/adamw.h"
 #include <algorithm>
 #include <cmath>
+#include "tensor/kernels.h"  // adamw, sum_squares
 
 namespace llatte {
 

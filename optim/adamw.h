@@ -14,7 +14,7 @@
 #include <vector>
 #include "nn/module.h"
 #include "optim/ddp.h"
-#include "tensor/kernels.h"  // AdamWTensors
+#include "tensor/kernel_args.h"  // AdamWTensors
 
 namespace llatte {
 

@@ -1,6 +1,6 @@
 #include "optim/ddp.h"
 #include <algorithm>
-#include "tensor/kernels.h"  // fill, sum_squares
+#include "tensor/kernels.h"  // sum_squares, sum_rows
 
 namespace llatte {
 namespace {
@@ -138,7 +138,7 @@ void GradientBuckets::share() {
   std::vector<Tensor> weights;
   std::vector<std::future<void>> gathers;
   for (const Bucket& b : buckets_) {
-    weights.push_back(Tensor::zeros({b.size}, params_[b.params.front()].value.dtype(), b.flat.device()));
+    weights.push_back(Tensor::empty({b.size}, params_[b.params.front()].value.dtype(), b.flat.device()));
     const int64_t part = b.part.numel(), first = comm_.rank() * part;
     for (const Segment& s : own())
       if (&buckets_[places_[s.param].bucket] == &b) in_bucket(weights.back(), s).copy_from(value(s));

@@ -9,13 +9,13 @@
 // Inputs and cotangents are rounded to bf16 first, so that all dtypes see the same numbers and only the
 // arithmetic differs. Tolerances are |got - want| <= tol (1 + |want|); the inputs are of order 1.
 //
-// On another device than the CPU, values and gradients are compared with the CPU backend's own too, which is
-// a finer comparison: the two differ by the order of sums alone.
+// On another device than the CPU, values and gradients are compared with the CPU backend's own too.
 #pragma once
 #include <functional>
-#include <limits>
 #include "autograd/ops.h"
+#include "test/backends_agree.h"
 #include "test/near.h"
+#include "test/strided_views.h"
 
 namespace llatte::test {
 
@@ -39,18 +39,6 @@ constexpr int kProbes =
 
 inline double tolerance(const OpCase& c, DType t) {
   return t == DType::f64 ? kF64Tol : t == DType::f32 ? c.f32_tol : c.bf16_roundings / 256.0;
-}
-
-// ---- strided views of the same numbers; NaN lies around the second, so that nobody reads outside
-inline Tensor transposed_view(const Tensor& x) { return x.transpose(0, -1).contiguous().transpose(0, -1); }
-
-inline Tensor sliced_view(const Tensor& x) {
-  Shape around = x.shape();
-  for (int64_t& s : around) s += 3;
-  Tensor v = Tensor::full(around, std::numeric_limits<double>::quiet_NaN(), x.dtype(), x.device());
-  for (int d = 0; d < x.ndim(); ++d) v = v.slice(d, 1, 1 + x.size(d));
-  v.copy_from(x);
-  return v;
 }
 
 // ---- one case, prepared
@@ -171,27 +159,11 @@ inline void check_gradients(const OpCase& c, const Prepared& p, const std::vecto
                gradients(c, p, viewed, [k](size_t i) { return i == k; })[k], proved[k], kF64Tol);
 }
 
-// ---- the device under test against the CPU backend
+// ---- the device under test against the CPU backend (backends_agree.h)
 // Of the largest number in a result. f32 and f64: the same terms, summed in another order. bf16: where the
 // two round to different sides, they are twice as far apart as each is from the truth.
 inline double backend_tolerance(const OpCase& c, DType t) {
   return t == DType::f64 ? 1e-13 : t == DType::f32 ? 1e-5 : 2 * c.bf16_roundings / 256.0;
-}
-
-inline double largest_of(const Vec& v) {
-  double largest = 0;
-  for (const double e : v) largest = std::max(largest, std::abs(e));
-  return largest;
-}
-
-inline void check_backends_agree(const std::string& what, const Vec& got, const Vec& cpu, double tol,
-                                 double largest) {
-  REQUIRE_MESSAGE(got.size() == cpu.size(), what);
-  size_t i = 0;
-  while (i < cpu.size() && std::abs(got[i] - cpu[i]) <= tol * largest) ++i;
-  if (i < cpu.size())
-    FAIL_CHECK(str(what, "[", i, "]: the device says ", got[i], ", the CPU ", cpu[i], ", the largest is ",
-                   largest, ", tolerance ", tol));
 }
 
 inline void check_against_cpu(const OpCase& c, const Prepared& p, const std::vector<DType>& types) {

@@ -3,6 +3,7 @@
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include <omp.h>
 #include "nn/token_store.h"
+#include "tensor/kernels.h"
 #include "test/near.h"
 #include "test/on_device.h"
 

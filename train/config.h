@@ -12,7 +12,7 @@
 #include "models/llama.h"
 #include "optim/adamw.h"
 #include "optim/schedule.h"
-#include "tensor/kernels.h"  // DistillRule
+#include "tensor/kernel_args.h"  // DistillRule
 
 namespace llatte {
 

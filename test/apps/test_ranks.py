@@ -3,9 +3,11 @@
 
 usage: test_ranks.py APPS_FOLDER   (from the repository root; Python's standard library and mpirun)
 """
+import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -23,10 +25,13 @@ ENV = dict(test_train.ENV, OMP_NUM_THREADS="1", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI
            OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_hwloc_base_binding_policy="none", ASAN_OPTIONS="detect_leaks=0")
 BATCHES = 12  # micro-batches of a step, whatever the number of ranks: 1, 2, 3 and 4 divide it
 STEPS = 12
-
-
 TINY, TOKENIZER = "test/fixtures/tiny-llama/tiny-llama", "test/fixtures/lm-eval/tokenizer"
 TEXT = "assets/wikitext-2/test.raw"
+
+
+def content(path):
+    with open(path, encoding="utf-8", errors="replace") as f:
+        return f.read()
 
 
 def floats_of(path):
@@ -70,8 +75,7 @@ class RanksRun(Run):
         found = {}
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
-                words = open("/proc/%s/cmdline" % pid).read().split("\0")
-                environment = open("/proc/%s/environ" % pid).read().split("\0")
+                words, environment = (content("/proc/%s/%s" % (pid, name)).split("\0") for name in ("cmdline", "environ"))
             except OSError:
                 continue
             if words[0] == test_train.TRAIN and any(self.folder in w for w in words):
@@ -214,7 +218,7 @@ class RanksTest(RanksCase):
                 self.assert_near(run, want)
                 self.assertEqual(run.leftovers(), [])
 
-    def killed_and_resumed(self, rng, whom, *more):
+    def killed_and_resumed(self, rng, whom, *more, says=""):
         """...and resumes it on another number of ranks, or on as many: the loss of the run that nothing disturbed."""
         for i in range(20):
             ranks, then = rng.sample((1, 2, 3, 4), 2) if i % 4 else (2, 2)
@@ -224,6 +228,7 @@ class RanksTest(RanksCase):
                     break
             self.assertNotEqual(code, 0)
             self.assertLess(seconds, 10, err)
+            self.assertTrue(re.search(says, err), err)
             run.train_on(then, *more)
             self.assert_near(run, self.want)
             if ranks == then:
@@ -240,7 +245,7 @@ class RanksTest(RanksCase):
             if pids:
                 os.kill(pids[rng.choice(sorted(pids))], signal.SIGKILL)
 
-        self.killed_and_resumed(rng, a_rank, *more)
+        self.killed_and_resumed(rng, a_rank, *more, says=r"process rank \d")  # mpirun's words
 
     def test_kill_9_of_all_while_they_save(self):
         more = ["checkpoints.checkpoint_interval=1", "optimizer.zero_stage=1"]
@@ -272,10 +277,14 @@ class RanksTest(RanksCase):
     def test_what_one_rank_finds_wrong_ends_all(self):
         run = self.run_folder()
         os.mkdir(run.folder)
-        os.chmod(run.folder, 0o755)
-        open(run.path("metrics.jsonl"), "w").close()
-        err = run.train_on(2, "--resume", "never", code=1)[1]
-        self.assertIn("has been trained in already", err)
+        held = os.open(run.folder, os.O_RDONLY)
+        self.addCleanup(os.close, held)
+        fcntl.flock(held, fcntl.LOCK_EX)  # rank 0 alone asks for this lock; rank 1 waits for rank 0
+        began = time.time()
+        err = run.train_on(2, code=1)[1]
+        self.assertLess(time.time() - began, 10)
+        self.assertEqual(err.count("llatte-train:"), 1, err)
+        self.assertRegex(err, "llatte-train: rank 0: .*is in use by another process")
 
     def test_a_signal_to_mpirun_saves_on_all_ranks(self):
         run = self.run_folder()

@@ -7,8 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cmath>
-#include <numeric>
 #include "tensor/cuda/launch.h"
+#include "test/cuda_on_cpu/on_trial.h"
 
 namespace {
 
@@ -41,30 +41,6 @@ struct Device {
     return v;
   }
 };
-
-std::vector<float> counting(size_t n) {
-  std::vector<float> v(n);
-  std::iota(v.begin(), v.end(), 1.0f);
-  return v;
-}
-
-// The sentence of the fault that `action` ends in, at the call or at the next wait.
-template <class Action>
-std::string fault_of(Action&& action) {
-  try {
-    action();
-    cudaDeviceSynchronize();
-  } catch (const Fault& f) {
-    return f.what();
-  }
-  return "no fault";
-}
-
-bool contains(const std::string& text, const std::string& part) {
-  const bool found = text.find(part) != std::string::npos;
-  if (!found) MESSAGE("\"" << text << "\" lacks \"" << part << "\"");
-  return found;
-}
 
 // What a process that does `action` writes to stderr before it dies; "lives" if it does not.
 template <class Action>
