@@ -2,7 +2,9 @@
 //   1. Every rank calls the same functions in the same order with tensors of the same shape and dtype.
 //   2. start_* returns at once; the work is done in the order in which it was started, while the rank
 //      computes. Until its future is got, nobody touches the tensors. The future throws what went wrong.
-//   3. All ranks get the same bits from a sum. Sums over bf16 are taken in f32 and rounded once.
+//   3. All ranks get the same bits from a sum; of tensors on the CPU it is added up in the order of the
+//   ranks.
+//      Sums over bf16 are taken in f32 and rounded once.
 //   4. One rank is the identity: nothing above asks whether there are more.
 //   5. Tensors may be on the GPU. Then nothing waits on the host, a future neither (cuda_comm.h), so what
 //      goes wrong while the device works is thrown nowhere: on_failure's function is told, and all ranks are

@@ -31,6 +31,28 @@ void check_tensor(const char* op, const Tensor& t, bool sums) {
   LLATTE_CHECK(!sums || is_float(t.dtype()), op, " takes floats, not ", name(t.dtype()));
 }
 
+// `count` elements of each of the parts, `part` elements long, that lie one after the other. MPI keeps the
+// type until what uses it is done.
+class OfEachPart {
+ public:
+  OfEachPart(int count, int64_t part, MPI_Datatype element) {
+    MPI_Aint lower = 0, size = 0;
+    MPI_Type_get_extent(element, &lower, &size);
+    MPI_Datatype some;
+    MPI_Type_contiguous(count, element, &some);
+    MPI_Type_create_resized(some, 0, static_cast<MPI_Aint>(part) * size, &type_);
+    MPI_Type_free(&some);
+    MPI_Type_commit(&type_);
+  }
+  ~OfEachPart() { MPI_Type_free(&type_); }
+  OfEachPart(const OfEachPart&) = delete;
+  OfEachPart& operator=(const OfEachPart&) = delete;
+  operator MPI_Datatype() const { return type_; }
+
+ private:
+  MPI_Datatype type_ = MPI_DATATYPE_NULL;
+};
+
 class Mpi final : public Comm {
  public:
   explicit Mpi(int64_t piece) : piece_(piece) {}
@@ -44,12 +66,16 @@ class Mpi final : public Comm {
     check_tensor("all_reduce_sum", t, true);
     if (on_device(t)) return device().all_reduce_sum(t);
     return mpi_.enqueue([this, t]() mutable {
-      Tensor wide = t.to(acc_dtype(t.dtype()));  // t itself unless it is bf16
-      in_pieces(wide.numel(), [&](int64_t begin, int n, MPI_Request* r) {
-        return MPI_Iallreduce(MPI_IN_PLACE, at(wide, begin), n, mpi_type(wide.dtype()), MPI_SUM,
-                              MPI_COMM_WORLD, r);
-      });
-      if (t.dtype() != wide.dtype()) t.copy_from(wide);
+      const int64_t n = t.numel(), part = (n + size() - 1) / size();
+      const DType acc = acc_dtype(t.dtype());
+      const Tensor flat = t.reshape({n});
+      const bool in_place = t.dtype() == acc && part * size() == n;
+      Tensor all = in_place ? flat : Tensor::zeros({part * size()}, acc);
+      Tensor values = all.slice(0, 0, n), mine = all.slice(0, rank() * part, (rank() + 1) * part);
+      if (!in_place) values.copy_from(flat);
+      sum_parts("all_reduce_sum", all, mine);
+      gather_parts("all_reduce_sum", all);
+      if (!in_place) t.copy_from(values.reshape(t.shape()));
     });
   }
 
@@ -58,9 +84,9 @@ class Mpi final : public Comm {
     check_tensor("reduce_scatter_sum", all, true);
     if (on_device(all)) return device().reduce_scatter_sum(all, mine);
     return mpi_.enqueue([this, all, mine]() mutable {
-      const Tensor wide = all.to(acc_dtype(all.dtype()));
+      const Tensor wide = all.to(acc_dtype(all.dtype()));  // `all` itself unless it is bf16
       Tensor sum = mine.dtype() == wide.dtype() ? mine : Tensor::empty(mine.shape(), wide.dtype());
-      scatter_sum(wide, sum);
+      sum_parts("reduce_scatter_sum", wide, sum);
       if (sum.dtype() != mine.dtype()) mine.copy_from(sum);
     });
   }
@@ -71,7 +97,7 @@ class Mpi final : public Comm {
     return mpi_.enqueue([this, mine, all]() mutable {
       const int64_t n = mine.numel();
       if (at(all, rank() * n) != at(mine, 0)) std::copy_n(at(mine, 0), mine.bytes(), at(all, rank() * n));
-      gather_parts(all, n);
+      gather_parts("all_gather", all);
     });
   }
 
@@ -79,7 +105,11 @@ class Mpi final : public Comm {
     check_tensor("broadcast", t, false);
     LLATTE_CHECK(0 <= root && root < size(), "broadcast: there is no rank ", root, " among ", size());
     if (on_device(t)) return device().broadcast(t, root);
-    return mpi_.enqueue([this, t, root]() mutable { broadcast_elements(t, 0, t.numel(), root); });
+    return mpi_.enqueue([this, t, root]() mutable {
+      in_pieces("broadcast", t.numel(), [&](int64_t begin, int n, MPI_Request* r) {
+        return MPI_Ibcast(at(t, begin), n, mpi_type(t.dtype()), root, MPI_COMM_WORLD, r);
+      });
+    });
   }
 
   std::future<void> start_barrier() override {
@@ -119,43 +149,58 @@ class Mpi final : public Comm {
   }
 
   // ---- tensors on the CPU
-  // call(first element, how many, request) for all n.
+  // In pieces of n elements: call(first, how many, request) for each, then then(first, how many).
+  template <class Call, class Then>
+  void in_pieces(const char* op, int64_t n, const Call& call, const Then& then) {
+    for (int64_t begin = 0; begin < n; begin += piece_) {
+      const int count = static_cast<int>(std::min(piece_, n - begin));
+      mpi_.finish(op, [&](MPI_Request* r) { return call(begin, count, r); });
+      then(begin, count);
+    }
+  }
   template <class Call>
-  void in_pieces(int64_t n, const Call& call) {
-    for (int64_t begin = 0; begin < n; begin += piece_)
-      mpi_.finish("collective", [&](MPI_Request* r) {
-        return call(begin, static_cast<int>(std::min(piece_, n - begin)), r);
-      });
+  void in_pieces(const char* op, int64_t n, const Call& call) {
+    in_pieces(op, n, call, [](int64_t, int) {});
   }
 
-  // In one call where the parts are no longer than a piece, else part by part.
-  void scatter_sum(const Tensor& all, Tensor& mine) {
+  // mine := part rank() of the sum of `all`, of which it may be a view. Each rank gets its part from every
+  // other and adds them up: as many bytes as a ring moves, and one order of summation, that of the ranks,
+  // whatever MPI would have chosen (Open MPI's non-blocking sums of two ranks move twice as much).
+  void sum_parts(const char* op, const Tensor& all, Tensor& mine) {
     const int64_t n = mine.numel();
     const MPI_Datatype t = mpi_type(all.dtype());
-    if (n <= piece_)
-      return mpi_.finish("reduce_scatter_sum", [&](MPI_Request* r) {
-        return MPI_Ireduce_scatter_block(at(all, 0), at(mine, 0), static_cast<int>(n), t, MPI_SUM,
-                                         MPI_COMM_WORLD, r);
-      });
-    for (int root = 0; root < size(); ++root)
-      in_pieces(n, [&](int64_t begin, int count, MPI_Request* r) {
-        return MPI_Ireduce(at(all, root * n + begin), at(mine, begin), count, t, MPI_SUM, root,
-                           MPI_COMM_WORLD, r);
-      });
+    Tensor theirs = Tensor::empty({size(), std::min(n, piece_)}, all.dtype());
+    in_pieces(
+        op, n,
+        [&](int64_t begin, int count, MPI_Request* r) {
+          return MPI_Ialltoall(at(all, begin), 1, OfEachPart(count, n, t), at(theirs, 0), count, t,
+                               MPI_COMM_WORLD, r);
+        },
+        [&](int64_t begin, int count) {
+          if (all.dtype() == DType::f64) add_up<double>(theirs, count, mine.slice(0, begin, begin + count));
+          else add_up<float>(theirs, count, mine.slice(0, begin, begin + count));
+        });
   }
 
-  void gather_parts(Tensor& all, int64_t n) {
+  // Rows of `count` in theirs. In MPI's thread: the cores of a kernel are busy with the rank's work.
+  template <class T>
+  void add_up(const Tensor& theirs, int64_t count, Tensor sum) const {
+    const T* x = theirs.data<T>();
+    T* y = sum.data<T>();
+    std::copy_n(x, count, y);
+    for (int r = 1; r < size(); ++r) {
+      x += count;
+      for (int64_t i = 0; i < count; ++i) y[i] += x[i];
+    }
+  }
+
+  // From part r of `all` on rank r.
+  void gather_parts(const char* op, Tensor& all) {
+    const int64_t n = all.numel() / size();
     const MPI_Datatype t = mpi_type(all.dtype());
-    if (n <= piece_)
-      return mpi_.finish("all_gather", [&](MPI_Request* r) {
-        return MPI_Iallgather(MPI_IN_PLACE, 0, t, at(all, 0), static_cast<int>(n), t, MPI_COMM_WORLD, r);
-      });
-    for (int root = 0; root < size(); ++root) broadcast_elements(all, root * n, n, root);
-  }
-
-  void broadcast_elements(Tensor& t, int64_t first, int64_t n, int root) {
-    in_pieces(n, [&](int64_t begin, int count, MPI_Request* r) {
-      return MPI_Ibcast(at(t, first + begin), count, mpi_type(t.dtype()), root, MPI_COMM_WORLD, r);
+    in_pieces(op, n, [&](int64_t begin, int count, MPI_Request* r) {
+      return MPI_Iallgather(MPI_IN_PLACE, 0, t, at(all, begin), 1, OfEachPart(count, n, t), MPI_COMM_WORLD,
+                            r);
     });
   }
 

@@ -165,15 +165,24 @@ TEST_CASE("tensors and futures that are dropped at once: the collective keeps wh
   }
 }
 
-TEST_CASE("all ranks get the same bits") {
-  std::mt19937 rng(static_cast<unsigned>(comm->rank()));
-  Vec values = noise(4097, rng);
-  for (double& v : values) v *= 1.1;  // all 24 bits
-  Tensor x = to_tensor(values, {4097}, DType::f32);
+TEST_CASE("all ranks get the same bits; on the CPU those of adding rank by rank") {
+  const auto of_rank = [](int r) {
+    std::mt19937 rng(static_cast<unsigned>(r));
+    Vec values = noise(4097, rng);
+    for (double& v : values) v *= 1.1;  // all 24 bits
+    return to_tensor(values, {4097}, DType::f32).to(Device::cpu).to_vector<float>();
+  };
+  std::vector<float> rank_by_rank = of_rank(0);
+  for (int r = 1; r < comm->size(); ++r) {
+    const std::vector<float> more = of_rank(r);
+    for (size_t i = 0; i < more.size(); ++i) rank_by_rank[i] += more[i];
+  }
+  Tensor x = Tensor::from(of_rank(comm->rank()), {4097}).to(test_device());
   comm->all_reduce_sum(x);
   Tensor of_first = x.clone();
   comm->broadcast(of_first, 0);
   CHECK(to_vec(x) == to_vec(of_first));
+  if (test_device() == Device::cpu) CHECK(x.to_vector<float>() == rank_by_rank);
 }
 
 TEST_CASE("tensors that do not fit are refused before anything is sent") {
