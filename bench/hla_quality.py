@@ -86,9 +86,16 @@ HEAL = [
     ("best any 120", best("any", 120), [40, 100], None, None),
     ("best any 72", best("any", 72), [40, 100], None, None),
     ("best any 48", best("any", 48), [40, 100], None, None),
+    ("latent even 192, q too", hla("latent", "plain", HALF, factor_q=True), [40], None, 1807),
+    ("original fisher joint 96", joint("original", QUARTER), [40], None, None),
+    ("original fisher joint 48", joint("original", EIGHTH), [40], None, None),
+    ("hybrid 20 fisher joint 192", joint("hybrid", HALF, more=["HLA.rope_pairs=20"]), [40], 42.01, None),
+    ("hybrid 20 fisher joint 96", joint("hybrid", QUARTER, more=["HLA.rope_pairs=20"]), [40], None, None),
+    ("hybrid 20 fisher joint 48", joint("hybrid", EIGHTH, more=["HLA.rope_pairs=20"]), [40], None, None),
+    ("aligned fisher joint 96", joint("aligned", QUARTER), [40], None, None),
+    ("aligned fisher joint 48", joint("aligned", EIGHTH), [40], None, None),
     ("original fisher joint 192, not balanced", joint("original", HALF, more=["convert.balance=false"]), [40], 33.56, 32.29),
     ("aligned fisher joint 192, not balanced", joint("aligned", HALF, more=["convert.balance=false"]), [40], 49.35, 31.45),
-    ("latent even 192, q too", hla("latent", "plain", HALF, factor_q=True), [40], None, 1807),
 ]
 
 

@@ -4,8 +4,9 @@
     bench/scaling.py [PART...] [--build build] [--rounds 3]
 
 PART: threads   2 ranks of 1 thread beside 1 rank of 2 threads, the same tokens a step
-      network   2 ranks on two hosts (network namespaces; needs root, ip and tc) whose link has 400 Mbit/s and less:
-                a step beside computing alone and summing alone, with buckets and with all gradients in one
+      network   2 ranks on two hosts (network namespaces; needs root, ip and tc): a step beside computing alone and
+                summing alone, with buckets and with all gradients in one, where computing takes longer and where
+                summing does (--links), and what the formula of docs/distributed.md makes of the two
       model     on paper: a step on 1 to 1024 GPUs
 Without PART: all. Figures are medians over rounds of bench/train_step, taken in turn.
 """
@@ -90,10 +91,10 @@ class Link:
 
 
 def network(o):
-    print("| Mbit/s | s computing alone | s summing alone | s a step, buckets of 25 MiB | beside the longer | s, one bucket |\n"
-          "|---|---|---|---|---|---|")
-    step = [os.path.abspath(o.step), "--steps", "3", "--warmup", "1", "--seq", "512", "--batch", "2"]
-    for mbit in o.mbit:
+    print("| Mbit/s | x 512 tokens a rank | s computing alone | s summing alone | of the link's rate | s a step, buckets of 25 MiB "
+          "| beside the longer | formula | s, one bucket |\n|" + "---|" * 9)
+    for mbit, batch in o.links:
+        step = [os.path.abspath(o.step), "--steps", "3", "--warmup", "1", "--seq", "512", "--batch", str(batch)]
         link = Link(mbit)
         try:
             rows = {"alone": [], "buckets": [], "one": []}
@@ -103,47 +104,66 @@ def network(o):
                 rows["one"].append(link.mpirun(*step, "--bucket-mib", "4096"))
         finally:
             link.close()
-        seconds = {name: median(r, lambda x: x["step_s"]["med"]) for name, r in rows.items()}
-        summing = median(rows["buckets"], lambda x: x["sum_alone_s"])
-        longer = max(seconds["alone"], summing)
-        print(f"| {mbit} | {seconds['alone']:.2f} | {summing:.2f} | {seconds['buckets']:.2f} | {seconds['buckets'] / longer:.2f} "
-              f"| {seconds['one']:.2f} |", flush=True)
+        alone, buckets, one = (median(r, lambda x: x["step_s"]["med"]) for r in rows.values())
+        sums = median(rows["buckets"], lambda x: x["sum_alone_s"])
+        backward = median(rows["alone"], lambda x: x["phase_med_s"]["bwd"])
+        params = rows["alone"][0]["params"]
+        rate = ring(2, 4 * params, 2) / sums * 8e-6
+        formula = alone + exposed(sums, CLM_60M_EMBEDDING / params, backward)
+        print(f"| {mbit} | {batch} | {alone:.2f} | {sums:.2f} | {rate / mbit:.2f} | {buckets:.2f} | {buckets / max(alone, sums):.2f} "
+              f"| {formula:.2f} | {one:.2f} |", flush=True)
 
 
 # On paper. H100s, 8 a node: bytes/s a GPU can send to its neighbour in a ring, within a node and between nodes, and
 # seconds until the first of them arrives. Milliseconds a micro-batch takes are docs/cuda.md's bounds.
 NODE, NVLINK, NETWORK = 8, (450e9, 3e-6), (50e9, 10e-6)
-MODELS = {"clm-60m, 4 x 512 tokens a micro-batch": (82.1e6, 3.2e-3, 0.7e-3),
-          "smollm-1.7b, 4 x 2048": (1.71e9, 215e-3, 15e-3)}  # parameters, s forward and backward, s AdamW
+CLM_60M_EMBEDDING = 49152 * 384
+# parameters, those of the embedding, s forward and backward, s AdamW
+MODELS = {"clm-60m, 4 x 512 tokens a micro-batch": (82.1e6, CLM_60M_EMBEDDING, 3.2e-3, 0.7e-3),
+          "smollm-1.7b, 4 x 2048": (1.71e9, 49152 * 2048, 215e-3, 15e-3)}
 BUCKET = 25 * 2**20
+RATE_REACHED = 0.95  # of a link's rate, by `network` at 1000 Mbit/s
 
 
-def collective(parts, size, ranks):
-    """Seconds for `size` bytes: parts 1 reduce-scatter or all-gather, 2 all-reduce. Bandwidth of a ring, latency of a tree."""
+def ring(parts, size, ranks):
+    """Bytes that a rank sends for `size` bytes: parts 1 reduce-scatter or all-gather, 2 all-reduce."""
+    return parts * (ranks - 1) / ranks * size
+
+
+def exposed(sums, last, backward):
+    """Seconds of the sums that backward does not hide: at least those of its last gradient, the embedding's, `last` of all bytes."""
+    return max(last * sums, sums - backward)
+
+
+def collective(parts, size, ranks, buckets=1):
+    """Seconds. Bandwidth of a ring, latency of a tree."""
     if ranks == 1:
         return 0
     rate, latency = NVLINK if ranks <= NODE else NETWORK
-    return parts * ((ranks - 1) / ranks * size / rate + math.ceil(math.log2(ranks)) * latency)
+    return ring(parts, size, ranks) / (rate * RATE_REACHED) + parts * buckets * math.ceil(math.log2(ranks)) * latency
 
 
-def model_step(params, compute, adamw, ranks, batches, zero):
-    """One step: backward, two thirds of the last micro-batch, hides all sums but that of the last bucket."""
-    gradients, buckets = 4 * params, max(1, 4 * params // BUCKET)
-    each = collective(1 if zero else 2, gradients / buckets, ranks)
-    backward = 2 / 3 * compute
-    exposed = max(each, buckets * each - backward * (buckets - 1) / buckets)
-    return batches * compute + exposed + adamw / (ranks if zero else 1) + (collective(1, 2 * params, ranks) if zero else 0)
+def model_step(params, embedding, compute, adamw, ranks, batches, zero):
+    """One step; backward is two thirds of a micro-batch."""
+    sums = collective(1 if zero else 2, 4 * params, ranks, 4 * params // BUCKET)
+    weights = collective(1, 2 * params, ranks) if zero else 0
+    return batches * compute + exposed(sums, embedding / params, 2 / 3 * compute) + adamw / (ranks if zero else 1) + weights
 
 
 def model(o):
     counts = [1, 2, 8, 16, 64, 256, 1024]
     print("| efficiency on so many GPUs | " + " | ".join(map(str, counts)) + " |\n|" + "---|" * (len(counts) + 1))
-    for name, (params, compute, adamw) in MODELS.items():
+    for name, constants in MODELS.items():
         for batches in (1, 8):
             for zero in (0, 1):
-                steps = [model_step(params, compute, adamw, n, batches, zero) for n in counts]
+                steps = [model_step(*constants, n, batches, zero) for n in counts]
                 cells = " | ".join(f"{steps[0] / s:.2f}" for s in steps)
                 print(f"| {name}, {batches} a step, zero_stage {zero} | {cells} |")
+
+
+def mbit_and_batch(text):
+    mbit, batch = text.split(":")
+    return int(mbit), int(batch)
 
 
 PARTS = {"threads": threads, "network": network, "model": model}
@@ -154,7 +174,7 @@ def main():
     p.add_argument("parts", nargs="*", metavar="PART")
     p.add_argument("--build", default="build")
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--mbit", type=int, nargs="+", default=[1000, 400])
+    p.add_argument("--links", type=mbit_and_batch, nargs="+", default=[(1000, 4), (200, 1)], metavar="MBIT:BATCH")
     o = p.parse_args()
     unknown = [part for part in o.parts if part not in PARTS]
     if unknown:

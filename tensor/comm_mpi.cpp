@@ -106,9 +106,10 @@ class Mpi final : public Comm {
     LLATTE_CHECK(0 <= root && root < size(), "broadcast: there is no rank ", root, " among ", size());
     if (on_device(t)) return device().broadcast(t, root);
     return mpi_.enqueue([this, t, root]() mutable {
-      in_pieces("broadcast", t.numel(), [&](int64_t begin, int n, MPI_Request* r) {
-        return MPI_Ibcast(at(t, begin), n, mpi_type(t.dtype()), root, MPI_COMM_WORLD, r);
-      });
+      for (const Piece& p : pieces(t.numel()))
+        mpi_.finish("broadcast", [&](MPI_Request* r) {
+          return MPI_Ibcast(at(t, p.begin), p.count, mpi_type(t.dtype()), root, MPI_COMM_WORLD, r);
+        });
     });
   }
 
@@ -149,18 +150,15 @@ class Mpi final : public Comm {
   }
 
   // ---- tensors on the CPU
-  // In pieces of n elements: call(first, how many, request) for each, then then(first, how many).
-  template <class Call, class Then>
-  void in_pieces(const char* op, int64_t n, const Call& call, const Then& then) {
-    for (int64_t begin = 0; begin < n; begin += piece_) {
-      const int count = static_cast<int>(std::min(piece_, n - begin));
-      mpi_.finish(op, [&](MPI_Request* r) { return call(begin, count, r); });
-      then(begin, count);
-    }
-  }
-  template <class Call>
-  void in_pieces(const char* op, int64_t n, const Call& call) {
-    in_pieces(op, n, call, [](int64_t, int) {});
+  struct Piece {
+    int64_t begin;
+    int count;
+  };
+  std::vector<Piece> pieces(int64_t n) const {
+    std::vector<Piece> out;
+    for (int64_t begin = 0; begin < n; begin += piece_)
+      out.push_back({begin, static_cast<int>(std::min(piece_, n - begin))});
+    return out;
   }
 
   // mine := part rank() of the sum of `all`, of which it may be a view. Each rank gets its part from every
@@ -170,38 +168,38 @@ class Mpi final : public Comm {
     const int64_t n = mine.numel();
     const MPI_Datatype t = mpi_type(all.dtype());
     Tensor theirs = Tensor::empty({size(), std::min(n, piece_)}, all.dtype());
-    in_pieces(
-        op, n,
-        [&](int64_t begin, int count, MPI_Request* r) {
-          return MPI_Ialltoall(at(all, begin), 1, OfEachPart(count, n, t), at(theirs, 0), count, t,
-                               MPI_COMM_WORLD, r);
-        },
-        [&](int64_t begin, int count) {
-          if (all.dtype() == DType::f64) add_up<double>(theirs, count, mine.slice(0, begin, begin + count));
-          else add_up<float>(theirs, count, mine.slice(0, begin, begin + count));
-        });
+    for (const Piece& p : pieces(n)) {
+      const OfEachPart some(p.count, n, t);
+      mpi_.finish(op, [&](MPI_Request* r) {
+        return MPI_Ialltoall(at(all, p.begin), 1, some, at(theirs, 0), p.count, t, MPI_COMM_WORLD, r);
+      });
+      Tensor sum = mine.slice(0, p.begin, p.begin + p.count);
+      if (all.dtype() == DType::f64) add_up<double>(theirs, sum);
+      else add_up<float>(theirs, sum);
+    }
   }
 
-  // Rows of `count` in theirs. In MPI's thread: the cores of a kernel are busy with the rank's work.
+  // In MPI's thread: the cores of a kernel are busy with the rank's work.
   template <class T>
-  void add_up(const Tensor& theirs, int64_t count, Tensor sum) const {
+  void add_up(const Tensor& theirs, Tensor& sum) const {
+    const int64_t n = sum.numel();
     const T* x = theirs.data<T>();
     T* y = sum.data<T>();
-    std::copy_n(x, count, y);
-    for (int r = 1; r < size(); ++r) {
-      x += count;
-      for (int64_t i = 0; i < count; ++i) y[i] += x[i];
-    }
+    std::copy_n(x, n, y);
+    for (int r = 1; r < size(); ++r)
+      for (int64_t i = 0; i < n; ++i) y[i] += x[r * n + i];
   }
 
   // From part r of `all` on rank r.
   void gather_parts(const char* op, Tensor& all) {
     const int64_t n = all.numel() / size();
     const MPI_Datatype t = mpi_type(all.dtype());
-    in_pieces(op, n, [&](int64_t begin, int count, MPI_Request* r) {
-      return MPI_Iallgather(MPI_IN_PLACE, 0, t, at(all, begin), 1, OfEachPart(count, n, t), MPI_COMM_WORLD,
-                            r);
-    });
+    for (const Piece& p : pieces(n)) {
+      const OfEachPart some(p.count, n, t);
+      mpi_.finish(op, [&](MPI_Request* r) {
+        return MPI_Iallgather(MPI_IN_PLACE, 0, t, at(all, p.begin), 1, some, MPI_COMM_WORLD, r);
+      });
+    }
   }
 
   void check_parts(const char* op, const Tensor& mine, const Tensor& all) const {
