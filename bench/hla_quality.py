@@ -6,9 +6,9 @@ training and after a little, beside a prototype's figures.
 
 PART: modes    each mode and metric at a half, a quarter and an eighth of the cache
       any      `convert --best any` at four sizes of the cache, calibrated on WikiText and on generic text
-      equal    MLA and the modes of HLA at the same number of cached values, each at its best
-      heal     fine-tuning from several starts, beside the unconverted model (hours)
-Without PART: all but heal. bench/quality.py says what is measured on which text, and keeps it in WORK/results.jsonl.
+      equal    MLA and the modes of HLA at the same number of cached values, as converted and healed (hours)
+      heal     fine-tuning for longer, beside the unconverted model (hours)
+Without PART: modes and any. bench/quality.py says what is measured on which text, and keeps it in WORK/results.jsonl.
 Healing (configs/heal.yaml) is at 3e-4 and leaves the embedding as it is, as the prototype did. That computed most products in bf16: 1 % apart
 is equal.
 """
@@ -17,7 +17,7 @@ from quality import UNCONVERTED
 
 PARTS = ["modes", "any", "equal", "heal"]
 ALL = 384  # values that the unconverted model caches of a token in a layer
-HALF, QUARTER, EIGHTH = 192, 96, 48
+SIZES = HALF, QUARTER, EIGHTH = 192, 96, 48
 
 
 def hla(rope, metric, values, allocate="layer", factor_q=False, more=()):
@@ -36,66 +36,55 @@ def best(kind, values):
 
 # name, cached values, words, the prototype's x8 and x40
 MODES = [
-    ("original plain", HALF, hla("original", "plain", HALF), 35010, None),
-    ("original white", HALF, hla("original", "white", HALF), None, None),
-    ("original output", HALF, hla("original", "output", HALF), 41.9, None),
-    ("original output", QUARTER, hla("original", "output", QUARTER), 83.6, None),
-    ("original fisher", HALF, hla("original", "fisher", HALF), 39.3, 36.25),
-    ("original fisher joint", HALF, joint("original", HALF), 35.8, 33.56),
-    ("original fisher joint", QUARTER, joint("original", QUARTER), 58.2, None),
-    ("original fisher joint", EIGHTH, joint("original", EIGHTH), 127.7, None),
-    ("aligned plain", HALF, hla("aligned", "plain", HALF), None, 64068),
-    ("aligned white", HALF, hla("aligned", "white", HALF), None, None),
-    ("aligned output", HALF, hla("aligned", "output", HALF), None, 55.79),
-    ("aligned output", QUARTER, hla("aligned", "output", QUARTER), 1316, None),
-    ("aligned omega", HALF, hla("aligned", "omega", HALF), 57.8, None),
-    ("aligned fisher", HALF, hla("aligned", "fisher", HALF), 54.4, 49.12),
-    ("aligned fisher", QUARTER, hla("aligned", "fisher", QUARTER), 838, None),
-    ("aligned fisher", EIGHTH, hla("aligned", "fisher", EIGHTH), 9101, None),
-    ("aligned fisher joint", HALF, joint("aligned", HALF), 55.8, 49.35),
-    ("aligned fisher joint", QUARTER, joint("aligned", QUARTER), 244, None),
-    ("hybrid 20 fisher", HALF, hla("hybrid", "fisher", HALF, more=["HLA.rope_pairs=20"]), 47.9, None),
-    ("hybrid 16 fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=16"]), 46.7, None),
-    ("hybrid 20 fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=20"]), 46.4, 42.01),
-    ("hybrid 20 fisher joint", QUARTER, joint("hybrid", QUARTER, more=["HLA.rope_pairs=20"]), None, None),
-    ("hybrid 20 fisher joint", EIGHTH, joint("hybrid", EIGHTH, more=["HLA.rope_pairs=20"]), None, None),
-    ("latent even", HALF, hla("latent", "plain", HALF, factor_q=True, more=["HLA.frequencies=even"]), 32328, None),
-    ("latent first", HALF, hla("latent", "plain", HALF, factor_q=True, more=["HLA.frequencies=first"]), 39077, None),
-    ("latent_literal", HALF, hla("latent_literal", "plain", HALF, factor_q=True), 117293, None),
-    ("original fisher joint, q too", HALF, joint("original", HALF, factor_q=True), 35.9, None),
-    ("aligned fisher, q too", HALF, hla("aligned", "fisher", HALF, factor_q=True), 58.6, None),
-    ("aligned fisher joint, q too", HALF, joint("aligned", HALF, factor_q=True), 62.1, None),
+    ("HLA original, plain", HALF, hla("original", "plain", HALF), 35010, None),
+    ("HLA original, white", HALF, hla("original", "white", HALF), None, None),
+    ("HLA original, output", HALF, hla("original", "output", HALF), 41.9, None),
+    ("HLA original, output", QUARTER, hla("original", "output", QUARTER), 83.6, None),
+    ("HLA original, fisher", HALF, hla("original", "fisher", HALF), 39.3, 36.25),
+    ("HLA original, fisher joint", HALF, joint("original", HALF), 35.8, 33.56),
+    ("HLA original, fisher joint", QUARTER, joint("original", QUARTER), 58.2, None),
+    ("HLA original, fisher joint", EIGHTH, joint("original", EIGHTH), 127.7, None),
+    ("HLA aligned, plain", HALF, hla("aligned", "plain", HALF), None, 64068),
+    ("HLA aligned, white", HALF, hla("aligned", "white", HALF), None, None),
+    ("HLA aligned, output", HALF, hla("aligned", "output", HALF), None, 55.79),
+    ("HLA aligned, output", QUARTER, hla("aligned", "output", QUARTER), 1316, None),
+    ("HLA aligned, omega", HALF, hla("aligned", "omega", HALF), 57.8, None),
+    ("HLA aligned, fisher", HALF, hla("aligned", "fisher", HALF), 54.4, 49.12),
+    ("HLA aligned, fisher", QUARTER, hla("aligned", "fisher", QUARTER), 838, None),
+    ("HLA aligned, fisher", EIGHTH, hla("aligned", "fisher", EIGHTH), 9101, None),
+    ("HLA aligned, fisher joint", HALF, joint("aligned", HALF), 55.8, 49.35),
+    ("HLA aligned, fisher joint", QUARTER, joint("aligned", QUARTER), 244, None),
+    ("HLA hybrid 20, fisher", HALF, hla("hybrid", "fisher", HALF, more=["HLA.rope_pairs=20"]), 47.9, None),
+    ("HLA hybrid 16, fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=16"]), 46.7, None),
+    ("HLA hybrid 20, fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=20"]), 46.4, 42.01),
+    ("HLA hybrid 20, fisher joint", QUARTER, joint("hybrid", QUARTER, more=["HLA.rope_pairs=20"]), None, None),
+    ("HLA hybrid 20, fisher joint", EIGHTH, joint("hybrid", EIGHTH, more=["HLA.rope_pairs=20"]), None, None),
+    ("HLA latent even, q too", HALF, hla("latent", "plain", HALF, factor_q=True, more=["HLA.frequencies=even"]), 32328, None),
+    ("HLA latent first, q too", HALF, hla("latent", "plain", HALF, factor_q=True, more=["HLA.frequencies=first"]), 39077, None),
+    ("HLA latent_literal, q too", HALF, hla("latent_literal", "plain", HALF, factor_q=True), 117293, None),
+    ("HLA original, fisher joint, q too", HALF, joint("original", HALF, factor_q=True), 35.9, None),
+    ("HLA aligned, fisher, q too", HALF, hla("aligned", "fisher", HALF, factor_q=True), 58.6, None),
+    ("HLA aligned, fisher joint, q too", HALF, joint("aligned", HALF, factor_q=True), 62.1, None),
 ]
 # cached values: the prototype's x10 and x40
 ANY = {192: (39.4, 32.4), 120: (50.9, 41.2), 72: (91.8, 71.2), 48: (154.6, 155.8)}
-REFIT = ["convert.refit_o=true"]
-# name, words for so many cached values, all of them with W_o fitted to the converted heads
+# name, words for so many cached values
 EQUAL = [
-    ("MLA (best mla)", lambda values: best("mla", values)),
-    ("HLA original fisher joint", lambda values: joint("original", values, more=REFIT)),
-    ("HLA aligned fisher joint", lambda values: joint("aligned", values, more=REFIT)),
-    ("HLA hybrid 20 fisher joint", lambda values: joint("hybrid", values, more=["HLA.rope_pairs=20", *REFIT])),
-    ("HLA unified fisher", lambda values: joint("unified", values, more=REFIT)),
+    ("MLA, `--best mla`", lambda values: best("mla", values)),
+    ("HLA, `--best any`", lambda values: best("any", values)),
+    ("HLA original, fisher joint", lambda values: joint("original", values)),
+    ("HLA aligned, fisher joint", lambda values: joint("aligned", values)),
+    ("HLA hybrid 20, fisher joint", lambda values: joint("hybrid", values, more=["HLA.rope_pairs=20"])),
+    ("HLA latent even, q too", lambda values: hla("latent", "plain", values, factor_q=True, more=["HLA.frequencies=even"])),
 ]
-# name, words, steps, the prototype's x40 before and after 40 steps
+# name, words, numbers of steps, the prototype's x40 before and after 40 steps
 HEAL = [
     (*UNCONVERTED, [40, 100], 28.71, 18.73),
-    ("original fisher joint 192", joint("original", HALF), [40], 33.56, 20.10),
-    ("aligned fisher joint 192", joint("aligned", HALF), [40], 49.35, 23.64),
-    ("best any 192", best("any", 192), [40, 100], None, None),
-    ("best any 120", best("any", 120), [40, 100], None, None),
-    ("best any 72", best("any", 72), [40, 100], None, None),
-    ("best any 48", best("any", 48), [40, 100], None, None),
-    ("latent even 192, q too", hla("latent", "plain", HALF, factor_q=True), [40], None, 1807),
-    ("original fisher joint 96", joint("original", QUARTER), [40], None, None),
-    ("original fisher joint 48", joint("original", EIGHTH), [40], None, None),
-    ("hybrid 20 fisher joint 192", joint("hybrid", HALF, more=["HLA.rope_pairs=20"]), [40], 42.01, None),
-    ("hybrid 20 fisher joint 96", joint("hybrid", QUARTER, more=["HLA.rope_pairs=20"]), [40], None, None),
-    ("hybrid 20 fisher joint 48", joint("hybrid", EIGHTH, more=["HLA.rope_pairs=20"]), [40], None, None),
-    ("aligned fisher joint 96", joint("aligned", QUARTER), [40], None, None),
-    ("aligned fisher joint 48", joint("aligned", EIGHTH), [40], None, None),
-    ("original fisher joint 192, not balanced", joint("original", HALF, more=["convert.balance=false"]), [40], 33.56, 32.29),
-    ("aligned fisher joint 192, not balanced", joint("aligned", HALF, more=["convert.balance=false"]), [40], 49.35, 31.45),
+    *((f"HLA, `--best any` {values}", best("any", values), [40, 100], None, None) for values in ANY),
+    ("HLA original, fisher joint 192", joint("original", HALF), [40], 33.56, 20.10),
+    ("HLA original, fisher joint 192, not balanced", joint("original", HALF, more=["convert.balance=false"]), [40], 33.56, 32.29),
+    ("HLA aligned, fisher joint 192", joint("aligned", HALF), [40], 49.35, 23.64),
+    ("HLA aligned, fisher joint 192, not balanced", joint("aligned", HALF, more=["convert.balance=false"]), [40], 49.35, 31.45),
 ]
 
 
@@ -112,6 +101,8 @@ def head(*cells):
 
 
 class HlaBench(quality.Bench):
+    kept = {f"{name} {n}" for name, _ in EQUAL for n in SIZES}  # `equal` heals what `modes` has measured
+
     def modes(self):
         yield head("mode and metric", "cached values of 384", "x8", "prototype", "x40", "prototype, x40")
         x8, x40 = self.ppls(*UNCONVERTED, [8, 40])
@@ -124,14 +115,19 @@ class HlaBench(quality.Bench):
         yield head("`--best any`, cached values", "x10", "prototype", "x40", "prototype, x40", "x10, generic calibration",
                    "x40, generic calibration")
         for values, (want10, want40) in ANY.items():
-            name, words = f"best any {values}", best("any", values)
+            name, words = f"HLA, `--best any` {values}", best("any", values)
             x10, x40 = self.ppls(name, words, [10, 40])
             yield row(values, x10, want10, x40, want40, *self.ppls(name, words, [10, 40], text="generic"))
 
     def equal(self):
-        yield head("x40 at cached values", *ANY)
+        yield head("x40, as converted and after 40 steps", *(cell for n in SIZES for cell in (f"{n} values", "healed")))
+        yield row(UNCONVERTED[0], self.ppl(*UNCONVERTED, 40), self.healed(*UNCONVERTED, "ce", 40), *[None] * 4)
         for name, words in EQUAL:
-            yield row(name, *(self.ppl(f"equal {name} {values}", words(values), 40) for values in ANY))
+            cells = []
+            for n in SIZES:
+                sized = f"{name} {n}", words(n)
+                cells += [self.ppl(*sized, 40), self.healed(*sized, "ce", 40)]
+            yield row(name, *cells)
 
     def heal(self):
         yield head("start", "x40 before", "prototype", "40 steps", "prototype", "100 steps")
@@ -141,4 +137,4 @@ class HlaBench(quality.Bench):
             yield row(name, before, want, after[0], want40 and float(want40), after[1] if len(after) > 1 else None)
 
 
-quality.main(HlaBench, __doc__, PARTS, PARTS[:-1], "build/hla_quality")
+quality.main(HlaBench, __doc__, PARTS, PARTS[:2], "build/hla_quality")
