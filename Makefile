@@ -7,7 +7,7 @@
 #   make install  PREFIX=/usr/local  make clean    NATIVE=0 builds for any x86-64
 #   make ptxas-report  registers and spills of every CUDA kernel
 #   make apps     the programs alone, without tests
-#   CUDA=1 builds, tests and installs with nvcc's CUDA, in build/cuda
+#   CUDA=1 builds, tests, measures and installs with nvcc's CUDA, in build/cuda
 NATIVE ?= 1
 SAN ?=
 CUDA ?=
@@ -50,7 +50,7 @@ interop: all
 	@scripts/interop $(BUILD)
 
 bench: all
-	@scripts/bench $(BUILD) $(OP)
+	@scripts/bench $(BUILD) $(if $(CUDA),cuda,cpu) $(OP)
 
 format:
 	@clang-format -i $(CODE)

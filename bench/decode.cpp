@@ -9,6 +9,7 @@
 #include <chrono>
 #include "apps/model_options.h"
 #include "autograd/ops.h"
+#include "bench/wait.h"
 
 namespace llatte {
 namespace {
@@ -38,7 +39,7 @@ double tokens_per_s(Device device, int64_t rounds, int64_t tokens, F f) {
   for (int64_t i = 0; i < rounds; ++i) {
     const auto start = std::chrono::steady_clock::now();
     f();
-    if (device == Device::cuda) cuda::synchronize();
+    wait(device);
     const std::chrono::duration<double> s = std::chrono::steady_clock::now() - start;
     best = std::max(best, static_cast<double>(tokens) / s.count());
   }

@@ -4,11 +4,13 @@
 // rounds, in which the kinds take turns. Not here: what a conversion does to the model
 // (bench/hla_quality.py).
 //   bench/hla_time [--preset clm-60m] [--dtype f32|bf16] [--tokens 512,...] [--context 512,...] [--rounds 5]
+//                  [--device cpu|cuda]
 #include <chrono>
 #include <functional>
 #include <numeric>
 #include "apps/common.h"
 #include "autograd/ops.h"
+#include "bench/wait.h"
 #include "models/llama.h"
 #include "tensor/kernels.h"
 
@@ -19,6 +21,9 @@ struct Options {
   std::string preset = "clm-60m", dtype = "f32";
   std::vector<int64_t> tokens{512, 1024, 2048}, context{512, 2048, 8192};
   int64_t rounds = 5;
+  Device device = Device::cpu;
+
+  DType type() const { return dtype == "bf16" ? DType::bf16 : DType::f32; }
 };
 
 // P planes dealt out evenly to the pairs of a head.
@@ -44,30 +49,36 @@ LlamaConfig with_hla(LlamaConfig c, HlaRope rope) {
   return c;
 }
 
+Tensor positions_from(int64_t begin, int64_t n, Device d) {
+  std::vector<int32_t> pos(static_cast<size_t>(n));
+  std::iota(pos.begin(), pos.end(), static_cast<int32_t>(begin));
+  return Tensor::from(pos, {n}).to(d);
+}
+
 class Layer {
  public:
-  Layer(const std::string& name, const LlamaConfig& c, DType t, int64_t positions)
+  Layer(const std::string& name, const LlamaConfig& c, const Options& o, int64_t positions)
       : name(name),
         c_(c),
-        t_(t),
-        table_(make_rope_table(rope_frequencies(c), positions, acc_dtype(t))),
-        attention_(make_attention(attention_config(c, 0, t))) {
+        t_(o.type()),
+        device_(o.device),
+        table_(make_rope_table(rope_frequencies(c), positions, acc_dtype(t_), device_)),
+        attention_(make_attention(attention_config(c, 0, t_))) {
     uint64_t stream = 0;
     attention_->params("", [&](const std::string&, Var& w) {
       kernels::random_normal(1, ++stream, 0, c.initializer_range, w.value);
     });
+    attention_->to(device_);
   }
 
   Var input(int64_t T) const {
-    Tensor x = Tensor::empty({1, T, c_.hidden_size}, t_);
+    Tensor x = Tensor::empty({1, T, c_.hidden_size}, t_, device_);
     kernels::random_normal(2, 1, 0, 1, x);
     return leaf(x);
   }
 
   Var forward(const Var& x, int64_t begin = 0, LayerCache* cache = nullptr) {
-    std::vector<int32_t> pos(static_cast<size_t>(x.size(1)));
-    std::iota(pos.begin(), pos.end(), static_cast<int32_t>(begin));
-    const Tensor at = Tensor::from(pos, {x.size(1)});
+    const Tensor at = positions_from(begin, x.size(1), device_);
     return attention_->forward(x, {table_, at, 0, cache});
   }
 
@@ -85,6 +96,7 @@ class Layer {
  private:
   LlamaConfig c_;
   DType t_;
+  Device device_;
   RopeTable table_;
   std::unique_ptr<Attention> attention_;
 };
@@ -92,12 +104,13 @@ class Layer {
 using Call = std::function<void()>;
 
 // Best time of each, in milliseconds; the first round is not counted.
-std::vector<double> best_of(int64_t rounds, const std::vector<Call>& calls) {
+std::vector<double> best_of(const Options& o, const std::vector<Call>& calls) {
   std::vector<double> best(calls.size(), std::numeric_limits<double>::infinity());
-  for (int64_t round = 0; round <= rounds; ++round)
+  for (int64_t round = 0; round <= o.rounds; ++round)
     for (size_t i = 0; i < calls.size(); ++i) {
       const auto start = std::chrono::steady_clock::now();
       calls[i]();
+      wait(o.device);
       const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - start;
       if (round > 0) best[i] = std::min(best[i], ms.count());
     }
@@ -135,20 +148,19 @@ class Report {
 };
 
 // q and k of ordinary attention, and the planes of a latent of half k's width, as one head.
-void time_rope(const Options& o, const LlamaConfig& c, DType t, Report& report) {
+void time_rope(const Options& o, const LlamaConfig& c, Report& report) {
   const int64_t H = c.num_attention_heads, K = c.num_key_value_heads, E = c.head_dim, P = K * E / 4;
   report.table("RoPE, ms", {"q, all heads", "k, all heads", "planes of a latent half as wide as k"});
   for (int64_t T : o.tokens) {
-    const RopeTable table = make_rope_table(rope_frequencies(c), T, acc_dtype(t));
-    std::vector<int32_t> pos(static_cast<size_t>(T));
-    std::iota(pos.begin(), pos.end(), 0);
-    const Tensor at = Tensor::from(pos, {T}), pairs = Tensor::from(even_planes(P, E / 2).pair, {1, P});
+    const RopeTable table = make_rope_table(rope_frequencies(c), T, acc_dtype(o.type()), o.device);
+    const Tensor at = positions_from(0, T, o.device),
+                 pairs = Tensor::from(even_planes(P, E / 2).pair, {1, P}).to(o.device);
     const auto rotates = [&](int64_t heads, int64_t width, const Tensor& own) -> Call {
-      Tensor x = Tensor::full({1, T, heads, width}, 0.5, t);
+      Tensor x = Tensor::full({1, T, heads, width}, 0.5, o.type(), o.device);
       return [=] { rope(constant(x), table.cos, table.sin, at, own); };
     };
     report.row(str(T, " tokens"),
-               best_of(o.rounds, {rotates(H, E, {}), rotates(K, E, {}), rotates(1, 2 * P, pairs)}));
+               best_of(o, {rotates(H, E, {}), rotates(K, E, {}), rotates(1, 2 * P, pairs)}));
   }
 }
 
@@ -170,11 +182,11 @@ void time_prompt(const Options& o, const std::vector<std::unique_ptr<Layer>>& la
       });
       both.push_back([&layer = *layer, x] {
         const Var y = layer.forward(x);
-        backward(y, Tensor::full(y.shape(), 1, y.value.dtype()));
+        backward(y, Tensor::full(y.shape(), 1, y.value.dtype(), y.value.device()));
       });
     }
-    report.row(str(T, " tokens, forward"), best_of(o.rounds, forward));
-    report.row(str(T, " tokens, forward and backward"), best_of(o.rounds, both));
+    report.row(str(T, " tokens, forward"), best_of(o, forward));
+    report.row(str(T, " tokens, forward and backward"), best_of(o, both));
   }
 }
 
@@ -195,7 +207,7 @@ void time_decode(const Options& o, const std::vector<std::unique_ptr<Layer>>& la
         }
       });
     }
-    report.row(str("after ", context), best_of(o.rounds, calls));
+    report.row(str("after ", context), best_of(o, calls));
     bytes.clear();
     for (const auto& cache : caches) bytes.push_back(static_cast<double>(cache->bytes_per_token()));
   }
@@ -205,25 +217,27 @@ void time_decode(const Options& o, const std::vector<std::unique_ptr<Layer>>& la
 void run(const App& app, const Options& o) {
   LlamaConfig c = preset(o.preset);
   c.num_hidden_layers = 1;
-  const DType t = o.dtype == "bf16" ? DType::bf16 : DType::f32;
   const int64_t positions = std::max(*std::max_element(o.tokens.begin(), o.tokens.end()),
                                      *std::max_element(o.context.begin(), o.context.end()) + 1);
   std::vector<std::unique_ptr<Layer>> layers;
   const auto add = [&](const std::string& name, const LlamaConfig& of) {
-    layers.push_back(std::make_unique<Layer>(name, of, t, positions));
+    layers.push_back(std::make_unique<Layer>(name, of, o, positions));
   };
   add("gqa", c);
   add("original", with_hla(c, HlaRope::original));
   add("aligned", with_hla(c, HlaRope::aligned));
   add("unified", with_hla(c, HlaRope::unified));
-  if (!app.json) std::cout << o.preset << ", " << o.dtype << ", " << omp_get_max_threads() << " threads\n";
+  const std::string where =
+      o.device == Device::cuda ? cuda::device_name() : str(omp_get_max_threads(), " threads");
+  if (!app.json) std::cout << o.preset << ", " << o.dtype << ", " << where << '\n';
   Report report(app.json);
-  time_rope(o, c, t, report);
+  time_rope(o, c, report);
   time_prompt(o, layers, report);
   time_decode(o, layers, report);
   if (app.json)
     app.print_json({{"preset", o.preset},
                     {"dtype", o.dtype},
+                    {"device", name(o.device)},
                     {"threads", omp_get_max_threads()},
                     {"rows", report.rows}});
 }
@@ -243,5 +257,8 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->check(CLI::Range(1, 65536));
   app.cli.add_option("--rounds", o.rounds, "the best of this many")->check(CLI::Range(1, 1000));
-  return app.run(argc, argv, [&] { run(app, o); });
+  return app.run(argc, argv, [&] {
+    o.device = app.device;
+    run(app, o);
+  });
 }

@@ -2,10 +2,14 @@
 //   GF, per second: multiply-adds count two; causal attention counts only the half it computes
 //   GB, per second: numbers the op has to read or write, once each; operands of a few MiB come from the
 //   caches
+//   bench/ops [--device cpu|cuda] [--threads N] [--benchmark_filter=REGEX, and what else Google Benchmark
+//   takes]
 // Not here: correctness (test/) and the whole training step (bench/train_step.cpp).
 #include <benchmark/benchmark.h>
 #include <functional>
 #include <random>
+#include "apps/common.h"
+#include "bench/wait.h"
 #include "tensor/kernels.h"
 
 namespace llatte {
@@ -21,10 +25,18 @@ struct Case {
 };
 using Make = std::function<Case(DType)>;
 
+Device device = Device::cpu;  // where all tensors are; set before any case is made
+
 void time_case(benchmark::State& state, const Make& make, DType t) {
   const Case c = make(t);
   c.call();  // the first call builds primitives and touches pages
-  for (auto _ : state) c.call();
+  wait(device);
+  // The GPU is given many calls before it is waited for: alone, a short one would take as long as the wait.
+  const int64_t calls = device == Device::cuda ? 32 : 1;
+  while (state.KeepRunningBatch(calls)) {
+    for (int64_t i = 0; i < calls; ++i) c.call();
+    wait(device);
+  }
   using benchmark::Counter;
   if (c.flops > 0) state.counters["GF"] = Counter(c.flops * 1e-9, Counter::kIsIterationInvariantRate);
   if (c.bytes > 0) state.counters["GB"] = Counter(c.bytes * 1e-9, Counter::kIsIterationInvariantRate);
@@ -39,9 +51,12 @@ void add_case(const std::string& name, Make make) {
   }
 }
 
+Tensor empty(const Shape& shape, DType t) { return Tensor::empty(shape, t, device); }
+Tensor full(const Shape& shape, double value, DType t) { return Tensor::full(shape, value, t, device); }
+
 Tensor random(const Shape& shape, DType t) {
   static uint64_t stream = 0;
-  Tensor x = Tensor::empty(shape, t);
+  Tensor x = empty(shape, t);
   kernels::random_normal(1, ++stream, 0, 0.5, x);
   return x;
 }
@@ -50,7 +65,7 @@ Tensor random_ids(int64_t n, int32_t below) {
   std::mt19937 engine(7);
   std::vector<int32_t> ids(n);
   for (auto& id : ids) id = static_cast<int32_t>(engine() % static_cast<uint32_t>(below));
-  return Tensor::from(ids, {n});
+  return Tensor::from(ids, {n}).to(device);
 }
 
 double total_bytes(std::initializer_list<Tensor> tensors) {
@@ -68,14 +83,13 @@ Case product(Tensor a, Tensor b, Tensor c) {
 void add_linear(const std::string& layer, int64_t rows, int64_t I, int64_t O) {
   const std::string at = "matmul/" + layer + "_" + str(rows, "x", I, "x", O);
   add_case(at + "/fwd", [=](DType t) {
-    return product(random({rows, I}, t), random({O, I}, t).transpose(0, 1), Tensor::empty({rows, O}, t));
+    return product(random({rows, I}, t), random({O, I}, t).transpose(0, 1), empty({rows, O}, t));
   });
   add_case(at + "/dx", [=](DType t) {
-    return product(random({rows, O}, t), random({O, I}, t), Tensor::empty({rows, I}, t));
+    return product(random({rows, O}, t), random({O, I}, t), empty({rows, I}, t));
   });
   add_case(at + "/dw", [=](DType t) {
-    return product(random({rows, O}, t).transpose(0, 1), random({rows, I}, t),
-                   Tensor::empty({O, I}, acc_dtype(t)));
+    return product(random({rows, O}, t).transpose(0, 1), random({rows, I}, t), empty({O, I}, acc_dtype(t)));
   });
 }
 
@@ -86,7 +100,7 @@ struct AttentionTensors {
         k(random({B, T, K, E}, t)),
         v(random({B, T, K, E}, t)),
         o(Tensor::empty_like(q)),
-        lse(Tensor::empty({B, H, T}, acc_dtype(t))),
+        lse(empty({B, H, T}, acc_dtype(t))),
         dout(random({B, T, H, E}, t)),
         dq(Tensor::empty_like(q)),
         dk(Tensor::empty_like(k)),
@@ -121,7 +135,7 @@ constexpr int64_t S = 4096, kHeads = 9, kKvHeads = 3, kPlanes = 24, kLatent = 96
 Case decode_attention_case(DType t) {
   Tensor q = random({1, 1, kHeads, E}, t), k = random({1, S, kKvHeads, E}, t),
          v = random({1, S, kKvHeads, E}, t);
-  Tensor o = Tensor::empty_like(q), lse = Tensor::empty({1, kHeads, 1}, acc_dtype(t));
+  Tensor o = Tensor::empty_like(q), lse = empty({1, kHeads, 1}, acc_dtype(t));
   return {[=]() mutable { kernels::attention_fwd(q, k, v, 0.125, o, lse); }, 4.0 * S * kHeads * E,
           total_bytes({k, v})};
 }
@@ -129,10 +143,10 @@ Case decode_attention_case(DType t) {
 CacheRows random_rows(int bits, DType t) {
   CacheRows rows;
   rows.W = kPlanes + kLatent, rows.bits = bits;
-  rows.data = bits ? Tensor::empty({1, S, rows.W * bits / 32}, DType::i32) : Tensor::empty({1, S, rows.W}, t);
+  rows.data = bits ? empty({1, S, rows.W * bits / 32}, DType::i32) : empty({1, S, rows.W}, t);
   if (bits) {
-    rows.groups = Tensor::from(std::vector<int32_t>{0, 24, 56, 88, 120}, {5});
-    rows.scales = Tensor::empty({1, S, 4}, DType::bf16);
+    rows.groups = Tensor::from(std::vector<int32_t>{0, 24, 56, 88, 120}, {5}).to(device);
+    rows.scales = empty({1, S, 4}, DType::bf16);
   }
   kernels::write_rows(random({1, S, rows.W}, t), 0, rows);
   return rows;
@@ -140,7 +154,7 @@ CacheRows random_rows(int bits, DType t) {
 
 void add_latent_attention(const std::string& kept, int bits) {
   add_case("latent_attention/1x4096/" + kept, [=](DType t) {
-    Tensor q = random({1, 1, kHeads, kPlanes + kLatent}, t), o = Tensor::empty({1, 1, kHeads, kLatent}, t);
+    Tensor q = random({1, 1, kHeads, kPlanes + kLatent}, t), o = empty({1, 1, kHeads, kLatent}, t);
     const CacheRows rows = random_rows(bits, t);
     const double bytes = total_bytes({rows.data}) + (bits ? total_bytes({rows.scales}) : 0);
     return Case{[=]() mutable { kernels::latent_attention(q, rows, S, 0.125, kPlanes, o); },
@@ -150,8 +164,7 @@ void add_latent_attention(const std::string& kept, int bits) {
 
 Case loss_case(DType t) {
   Tensor x = random({N, D}, t), w = random({V, D}, t), targets = random_ids(N, V);
-  Tensor losses = Tensor::empty({N}, acc_dtype(t)), dx = Tensor::empty_like(x),
-         dw = Tensor::empty({V, D}, acc_dtype(t));
+  Tensor losses = empty({N}, acc_dtype(t)), dx = Tensor::empty_like(x), dw = empty({V, D}, acc_dtype(t));
   auto call = [=]() mutable { kernels::linear_cross_entropy(x, w, targets, -100, losses, dx, dw); };
   return {call, 3 * 2.0 * N * D * V};  // logits, dx, dw
 }
@@ -159,8 +172,8 @@ Case loss_case(DType t) {
 Case distill_case(DType t) {
   Tensor x = random({N, D}, t), w = random({V, D}, t), teacher_x = random({N, D}, t),
          teacher_w = random({V, D}, t), targets = random_ids(N, V);
-  Tensor kl = Tensor::empty({N}, acc_dtype(t)), ce = Tensor::empty_like(kl), dx = Tensor::empty_like(x),
-         dw = Tensor::empty({V, D}, acc_dtype(t));
+  Tensor kl = empty({N}, acc_dtype(t)), ce = Tensor::empty_like(kl), dx = Tensor::empty_like(x),
+         dw = empty({V, D}, acc_dtype(t));
   auto call = [=]() mutable {
     kernels::linear_distill(x, w, teacher_x, teacher_w, targets, -100, DistillRule{0.5, 2}, kl, ce, dx, dw);
   };
@@ -168,14 +181,13 @@ Case distill_case(DType t) {
 }
 
 Case rms_norm_fwd_case(DType t) {
-  Tensor x = random({N, D}, t), w = random({D}, t), y = Tensor::empty_like(x),
-         r = Tensor::empty({N}, acc_dtype(t));
+  Tensor x = random({N, D}, t), w = random({D}, t), y = Tensor::empty_like(x), r = empty({N}, acc_dtype(t));
   return {[=]() mutable { kernels::rms_norm_fwd(x, w, 1e-5, y, r); }, 0, total_bytes({x, y})};
 }
 
 Case rms_norm_bwd_case(DType t) {
   Tensor x = random({N, D}, t), w = random({D}, t), dy = random({N, D}, t), dx = Tensor::empty_like(x);
-  Tensor r = Tensor::full({N}, 2.0, acc_dtype(t)), dw = Tensor::empty({D}, acc_dtype(t));
+  Tensor r = full({N}, 2.0, acc_dtype(t)), dw = empty({D}, acc_dtype(t));
   return {[=]() mutable { kernels::rms_norm_bwd(dy, x, w, r, dx, dw); }, 0, total_bytes({x, dy, dx})};
 }
 
@@ -201,11 +213,11 @@ Case swiglu_bwd_case(DType t) {
 // The embedding's share of a step: 18.9 M of clm-60m's 82.1 M parameters.
 Case adamw_case(DType t) {
   const DType acc = acc_dtype(t);
-  Tensor w = random({V, D}, t), g = random({V, D}, acc), m = Tensor::zeros({V, D}, acc),
-         v = Tensor::zeros({V, D}, acc), master = t == acc ? Tensor() : w.to(acc);
+  Tensor w = random({V, D}, t), g = random({V, D}, acc), m = full({V, D}, 0, acc), v = full({V, D}, 0, acc),
+         master = t == acc ? Tensor() : w.to(acc);
   const AdamWStep step{1e-4, 0.9, 0.95, 1e-8, 1.0, 100};
   std::vector<AdamWTensors> list{{w, g, m, v, master, 0.01}};
-  const Tensor sum = Tensor::full({1}, 4, DType::f64);
+  const Tensor sum = full({1}, 4, DType::f64);
   double bytes = total_bytes({w, g, m, v, m, v});
   bytes += t == acc ? total_bytes({w}) : total_bytes({master, master});
   return {[=]() mutable { kernels::adamw(list, sum, step); }, 0, bytes};
@@ -237,8 +249,20 @@ void add_all() {
 }  // namespace llatte
 
 int main(int argc, char** argv) {
-  benchmark::Initialize(&argc, argv);
-  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  llatte::add_all();
-  benchmark::RunSpecifiedBenchmarks();
+  llatte::App app("bench-ops",
+                  "How long single ops take at clm-60m's shapes. Options of Google Benchmark are taken too.",
+                  "ops --device cpu --threads 2 --benchmark_filter=^attention");
+  app.cli.allow_extras();
+  return app.run(argc, argv, [&] {
+    llatte::device = app.device;
+    std::vector<std::string> words{argv[0]};
+    for (const auto& w : app.cli.remaining()) words.push_back(w);
+    std::vector<char*> args;
+    for (auto& w : words) args.push_back(w.data());
+    auto count = static_cast<int>(args.size());
+    benchmark::Initialize(&count, args.data());
+    if (count > 1) throw llatte::UsageError(std::string("there is no option ") + args[1]);
+    llatte::add_all();
+    benchmark::RunSpecifiedBenchmarks();
+  });
 }

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <random>
 #include "apps/common.h"
+#include "bench/wait.h"
 #include "models/llama.h"
 #include "optim/adamw.h"
 #include "tensor/alloc.h"
@@ -62,10 +63,6 @@ double median(std::vector<double> x) {
   std::sort(x.begin(), x.end());
   const size_t n = x.size();
   return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
-}
-
-void wait(Device d) {
-  if (d == Device::cuda) cuda::synchronize();
 }
 
 double timed_step(Llama& model, AdamW& optimizer, const Sample& batch, double lr, Phases& phases) {
