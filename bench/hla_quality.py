@@ -54,6 +54,7 @@ MODES = [
     ("HLA aligned, fisher", EIGHTH, hla("aligned", "fisher", EIGHTH), 9101, None),
     ("HLA aligned, fisher joint", HALF, joint("aligned", HALF), 55.8, 49.35),
     ("HLA aligned, fisher joint", QUARTER, joint("aligned", QUARTER), 244, None),
+    ("HLA aligned, fisher joint", EIGHTH, joint("aligned", EIGHTH), None, None),
     ("HLA hybrid 20, fisher", HALF, hla("hybrid", "fisher", HALF, more=["HLA.rope_pairs=20"]), 47.9, None),
     ("HLA hybrid 16, fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=16"]), 46.7, None),
     ("HLA hybrid 20, fisher joint", HALF, joint("hybrid", HALF, more=["HLA.rope_pairs=20"]), 46.4, 42.01),

@@ -27,7 +27,8 @@ Order order_of(const std::vector<Spectrum>& spectra, int64_t cost) {
   Order o;
   for (size_t s = 0; s < spectra.size(); ++s)
     for (size_t n = 0; n < spectra[s].gains.size(); ++n)
-      if (spectra[s].cost == cost) o.items.push_back({spectra[s].gains[n], s, n == 0 && spectra[s].needed});
+      if (spectra[s].cost == cost)
+        o.items.push_back({spectra[s].gains[n], s, static_cast<int64_t>(n) < spectra[s].needed});
   std::stable_sort(o.items.begin(), o.items.end(), [](const Item& a, const Item& b) {
     return a.needed != b.needed ? a.needed : a.gain > b.gain;
   });

@@ -6,11 +6,11 @@
 namespace llatte {
 
 // What can be had of one kind: planes of a pair, dims of a latent. Each takes `cost` values, 1 or 2, and the
-// n-th saves gains[n] of error; gains never rise. `needed`: its first must be taken.
+// n-th saves gains[n] of error; gains never rise. The first `needed` must be taken.
 struct Spectrum {
   std::vector<double> gains;
   int64_t cost = 1;
-  bool needed = false;
+  int64_t needed = 0;
 };
 
 // How many to take of each, so that the gains sum up to the most that `budget` values can buy. Of equal gains

@@ -144,7 +144,7 @@ void need_the_best(std::vector<Spectrum>& spectra) {
       std::max_element(spectra.begin(), spectra.end(), [](const Spectrum& a, const Spectrum& b) {
         return (a.gains.empty() ? -1 : a.gains[0]) < (b.gains.empty() ? -1 : b.gains[0]);
       });
-  best->needed = true;
+  best->needed = 1;
 }
 
 LayerSpectra spectra_of(const LayerParts& p, bool factor_q) {
@@ -192,25 +192,41 @@ std::vector<std::vector<int64_t>> allocate_over(const std::vector<LayerSpectra>&
   return by_layer;
 }
 
+// Where layers share their values, each keeps at least the best that this share of an even part would buy.
+// aligned has k in planes alone: a layer with few of them loses whole frequencies, and what an error costs,
+// measured near the model as it is, says too little about that. Unrotated dims are better off without.
+double kept_share(HlaRope r) { return r == HlaRope::aligned ? 0.75 : 0; }
+
+std::vector<Spectrum> with_kept(std::vector<Spectrum> layer, double width) {
+  int64_t needed = 0;
+  for (const Spectrum& s : layer) needed += s.needed * s.cost;
+  const std::vector<int64_t> counts = allocate(layer, std::max(static_cast<int64_t>(width), needed));
+  for (size_t i = 0; i < layer.size(); ++i) layer[i].needed = counts[i];
+  return layer;
+}
+
 // Under `width` values a layer: in each, or in all of them together.
-std::vector<std::vector<int64_t>> allocate_layers(const std::vector<LayerSpectra>& all,
+std::vector<std::vector<int64_t>> allocate_layers(std::vector<LayerSpectra> all,
                                                   std::vector<Spectrum> LayerSpectra::*what, int64_t width,
-                                                  bool each) {
-  if (!each) return allocate_over(all, 0, all.size(), what, width * static_cast<int64_t>(all.size()));
-  std::vector<std::vector<int64_t>> counts;
-  for (size_t l = 0; l < all.size(); ++l) counts.push_back(allocate_over(all, l, l + 1, what, width)[0]);
-  return counts;
+                                                  const HlaSettings& s) {
+  if (s.allocate == Allocation::layer) {
+    std::vector<std::vector<int64_t>> counts;
+    for (size_t l = 0; l < all.size(); ++l) counts.push_back(allocate_over(all, l, l + 1, what, width)[0]);
+    return counts;
+  }
+  for (LayerSpectra& l : all) l.*what = with_kept(l.*what, kept_share(s.rope) * static_cast<double>(width));
+  return allocate_over(all, 0, all.size(), what, width * static_cast<int64_t>(all.size()));
 }
 
 // Where k and v are played off against each other, v's list is one more of k's.
 void take_cached(const std::vector<LayerSpectra>& all, const HlaSettings& s, const Widths& w, HlaConfig& h) {
-  const bool joint = s.allocate == Allocation::joint, each = s.allocate == Allocation::layer;
+  const bool joint = s.allocate == Allocation::joint;
   std::vector<LayerSpectra> lists = all;
   if (joint)
     for (LayerSpectra& l : lists) l.k.push_back(l.v[0]);
-  auto k = allocate_layers(lists, &LayerSpectra::k, joint ? w.k + w.v : w.k, each);
+  auto k = allocate_layers(lists, &LayerSpectra::k, joint ? w.k + w.v : w.k, s);
   std::vector<std::vector<int64_t>> v;
-  if (!joint) v = allocate_layers(lists, &LayerSpectra::v, w.v, each);
+  if (!joint) v = allocate_layers(lists, &LayerSpectra::v, w.v, s);
   for (size_t l = 0; l < all.size(); ++l) {
     h.layers[l].rank_v = joint ? k[l].back() : v[l][0];
     if (joint) k[l].pop_back();
@@ -220,7 +236,7 @@ void take_cached(const std::vector<LayerSpectra>& all, const HlaSettings& s, con
 
 void take_queries(const std::vector<LayerSpectra>& all, const HlaSettings& s, const Widths& w, int64_t F,
                   HlaConfig& h) {
-  const auto q = allocate_layers(all, &LayerSpectra::q, w.q, s.allocate == Allocation::layer);
+  const auto q = allocate_layers(all, &LayerSpectra::q, w.q, s);
   for (size_t l = 0; l < all.size(); ++l)
     if (h.rope == HlaRope::original) h.layers[l].rank_q = q[l][0];
     else h.layers[l].q = planes_of(q[l], F);

@@ -332,6 +332,28 @@ TEST_CASE("every mode converts, within the cache it was given, and its files are
       }
 }
 
+// Its k and v are as good as nothing, so all that is dealt out goes elsewhere first.
+TEST_CASE("aligned: a layer keeps most of an even part, however little its share in the loss seems to be") {
+  Calibrated c;
+  c.base.read = [read = c.base.read](const std::string& name, DType t) {
+    Tensor w = read(name, t);
+    if (name == at(0, "k_proj.weight") || name == at(0, "v_proj.weight"))
+      w = la::scaled_rows(w, Tensor::full({w.size(0)}, 1e-3, t));
+    return w;
+  };
+  for (const char* mode : {"aligned", "original"})
+    for (const char* allocate : {"global", "joint"}) {
+      CAPTURE(mode);
+      CAPTURE(allocate);
+      const ConversionPlan plan = c.plan(
+          {str("HLA.rope=", mode), "HLA.cache=0.5", str("HLA.allocate=", allocate), "HLA.metric=fisher"});
+      const int64_t kept = cache_values(plan.config, 0);                      // of 32
+      if (std::string(mode) == "aligned") CHECK((23 <= kept && kept <= 24));  // a plane costs 2
+      else CHECK(kept == 2);
+      CHECK(mean_cache_values(plan.config) >= 31);
+    }
+}
+
 // Squared distance of the logits from the original model's.
 static double squares(const Calibrated& c, const std::vector<std::string>& words) {
   const Vec want = logits(c.base, c.tokens), got = logits(convert_attention(c.base, c.plan(words)), c.tokens);
