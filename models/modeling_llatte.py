@@ -16,6 +16,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
 
 
+CACHE_NAMES = ("cache", "past_key_values", "past_key_value")  # in transformers since 5.24, before, and long before
+
+
+def take_cache(kwargs):
+    """The cache among a layer's arguments, taken out of them; None where there is none."""
+    caches = [kwargs.pop(name, None) for name in CACHE_NAMES]
+    cache = next((c for c in caches if c is not None), None)
+    if cache is None and kwargs.get("use_cache"):
+        raise ValueError(f"this transformers passes its cache as none of {', '.join(CACHE_NAMES)}; add its name for it")
+    return cache
+
+
 class LatentAttention(nn.Module):
     """A kind says what queries() [B, H, T, Q] are, what row() of a token is cached, and keys_and_values() [B, K, S, Q]
     and [B, K, S, E] of all rows."""
@@ -33,8 +45,8 @@ class LatentAttention(nn.Module):
         """[B, S, heads E] -> [B, heads, S, E]"""
         return x.view(*x.shape[:2], -1, self.E).transpose(1, 2)
 
-    def forward(self, hidden_states, position_embeddings, attention_mask=None, past_key_values=None, **kwargs):
-        cache = past_key_values if past_key_values is not None else kwargs.pop("past_key_value", None)
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        cache = take_cache(kwargs)
         first = cache.get_seq_length(self.layer_idx) if cache is not None else 0
         q = self.queries(hidden_states, position_embeddings, first)
         row = self.row(hidden_states, position_embeddings).unsqueeze(1)

@@ -81,7 +81,7 @@ def check(name, source, folder, settings=(), bound=1e-5):
     report(f"transformers runs {name}", np.abs(ours - theirs).max() / np.abs(theirs).max(), bound)
     wrong = (ours[5:-1].argmax(axis=1) != text[6:].numpy()).sum()
     report(f"  greedy tokens of {name} that are not ours, of 24", float(wrong), 0)
-    layers = out.past_key_values.layers
+    layers = (getattr(out, "cache", None) or out.past_key_values).layers  # its name since transformers 5.24, and before
     values = sum(layer.keys.shape[1] * layer.keys.shape[3] + layer.values.shape[1] * layer.values.shape[3]
                  for layer in layers)
     report(f"  bytes a token in the cache of {name}, beyond ours", 4.0 * values - said["cache_bytes_per_token_after"], 0)
