@@ -174,7 +174,7 @@ def main():
     p.add_argument("parts", nargs="*", metavar="PART")
     p.add_argument("--build", default="build")
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--links", type=mbit_and_batch, nargs="+", default=[(1000, 4), (200, 1)], metavar="MBIT:BATCH")
+    p.add_argument("--links", type=mbit_and_batch, nargs="+", default=[(1000, 8), (200, 1)], metavar="MBIT:BATCH")
     o = p.parse_args()
     unknown = [part for part in o.parts if part not in PARTS]
     if unknown:

@@ -120,10 +120,11 @@ class RanksCase(unittest.TestCase):
         def stop_rank_1(run, mpirun):
             os.kill(run.ranks_pids()[1], signal.SIGSTOP)
 
-        run, code, err, seconds = self.killed(2, 2, stop_rank_1, "parallelism.timeout_s=2", "tokens.train_steps=100000")
+        # Long enough for a step on the stand-in GPU under a sanitizer, beside another test.
+        run, code, err, seconds = self.killed(2, 2, stop_rank_1, "parallelism.timeout_s=4", "tokens.train_steps=100000")
         self.assertNotEqual(code, 0)
         self.assertLess(seconds, 10)
-        self.assertRegex(err, r"llatte-train: rank 0: .* 2 s were not enough for rank 1")
+        self.assertRegex(err, r"llatte-train: rank 0: .* 4 s were not enough for rank 1")
         self.assertEqual(err.count("llatte-train:"), 1, err)
 
     def app(self, ranks, name, *args):
